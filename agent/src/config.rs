@@ -1,0 +1,371 @@
+//! The agent's one TOML file. Unknown keys are refused; an error names file, line and key.
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Deserializer, de};
+
+/// Where the file is looked for when none is named.
+pub const DEFAULT_PATH: &str = "/etc/breakglass/agent.toml";
+
+/// Longest session that a configuration may allow.
+pub const TTL_LIMIT: Duration = Duration::from_secs(24 * 3600);
+
+/// Everything that can be set. Every section and key has a default.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// This machine.
+    pub host: Host,
+    /// The emergency account.
+    pub account: Account,
+    /// Who may break the glass, and for how long.
+    pub grant: Grant,
+    /// Where operators reach the agent.
+    pub control: Control,
+    /// Where records go; absent: they stay in the spool.
+    pub collector: Option<Collector>,
+    /// What is kept until the collector has it.
+    pub spool: Spool,
+    /// The kernel programs.
+    pub kernel: Kernel,
+}
+
+/// This machine.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Host {
+    /// The name that operators use; the machine's host name if empty.
+    pub name: String,
+    /// Folder with `ca.crt`, `host.crt`, `host.key` and `host-id`, as the collector's `enroll host` made it.
+    pub enrolment: PathBuf,
+    /// Folder for what must outlive a reboot: spool, grant intent, host id.
+    pub state: PathBuf,
+    /// Folder for what must not: the control socket, the key source.
+    pub runtime: PathBuf,
+}
+
+/// The emergency account.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Account {
+    /// Its login name. It must exist and must not be root.
+    pub name: String,
+    /// The shadow file that holds it.
+    pub shadow: PathBuf,
+    /// The port that operators are told to log in at.
+    pub ssh_port: u16,
+    /// Folder with sshd's `ssh_host_*_key.pub`, handed to operators with the grant.
+    pub ssh_host_keys: PathBuf,
+}
+
+/// Who may break the glass, and for how long.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Grant {
+    /// OpenSSH allowed_signers file, `ssh-keygen(1)`.
+    pub allowed_signers: PathBuf,
+    /// Longest session that may be asked for.
+    #[serde(deserialize_with = "duration")]
+    pub max_ttl: Duration,
+    /// Length of a session for which none is asked.
+    #[serde(deserialize_with = "duration")]
+    pub default_ttl: Duration,
+}
+
+/// Where operators reach the agent.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Control {
+    /// Unix socket.
+    pub socket: PathBuf,
+    /// TCP address for TLS; absent: none. Port 0 takes a free one and writes it to `control.addr` in the runtime folder.
+    pub listen: Option<SocketAddr>,
+}
+
+/// Where records go.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Collector {
+    /// Addresses, tried in turn: `https://name:port`.
+    pub urls: Vec<String>,
+    /// Name that the collector's certificate must carry.
+    #[serde(default = "default_server_name")]
+    pub server_name: String,
+}
+
+/// What is kept until the collector has it.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Spool {
+    /// Bound of all segments together, bytes.
+    #[serde(deserialize_with = "size")]
+    pub max_bytes: u64,
+    /// Size at which a segment is ended, bytes.
+    #[serde(deserialize_with = "size")]
+    pub segment_bytes: u64,
+}
+
+/// The kernel programs.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Kernel {
+    /// Folder on a bpffs for maps and links.
+    pub pins: PathBuf,
+    /// The glass is not broken below this tier.
+    pub minimum_tier: Tier,
+    /// Ring for what must never be lost, bytes; a power of two of at least a page.
+    #[serde(deserialize_with = "size")]
+    pub audit_ring: u64,
+    /// Ring for what happens beside the session, bytes.
+    #[serde(deserialize_with = "size")]
+    pub witness_ring: u64,
+    /// Ring for terminal output, bytes.
+    #[serde(deserialize_with = "size")]
+    pub bulk_ring: u64,
+}
+
+/// How much the running kernel allows.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
+#[serde(rename_all = "lowercase")]
+pub enum Tier {
+    /// Nothing loads: sessions are not recorded by the kernel.
+    None,
+    /// Tracepoints only.
+    Basic,
+    /// Tracepoints and function exits.
+    Trace,
+    /// Everything, the security hooks included.
+    Full,
+}
+
+impl Tier {
+    /// The word used in records and configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Basic => "basic",
+            Self::Trace => "trace",
+            Self::Full => "full",
+        }
+    }
+}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            enrolment: "/etc/breakglass/host".into(),
+            state: "/var/lib/breakglass".into(),
+            runtime: "/run/breakglass".into(),
+        }
+    }
+}
+
+impl Default for Account {
+    fn default() -> Self {
+        Self { name: "breakglass".into(), shadow: "/etc/shadow".into(), ssh_port: 22, ssh_host_keys: "/etc/ssh".into() }
+    }
+}
+
+impl Default for Grant {
+    fn default() -> Self {
+        Self {
+            allowed_signers: "/etc/breakglass/allowed_signers".into(),
+            max_ttl: Duration::from_secs(3600),
+            default_ttl: Duration::from_secs(1800),
+        }
+    }
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        Self { socket: "/run/breakglass/control.sock".into(), listen: None }
+    }
+}
+
+impl Default for Spool {
+    fn default() -> Self {
+        Self { max_bytes: 1 << 30, segment_bytes: 8 << 20 }
+    }
+}
+
+impl Default for Kernel {
+    fn default() -> Self {
+        Self {
+            pins: "/sys/fs/bpf/breakglass".into(),
+            minimum_tier: Tier::Basic,
+            audit_ring: 16 << 20,
+            witness_ring: 4 << 20,
+            bulk_ring: 16 << 20,
+        }
+    }
+}
+
+fn default_server_name() -> String {
+    "collector".into()
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is not understood; the message carries line, column and key.
+    #[error("{path}: {message}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        message: String,
+    },
+    /// A value makes no sense.
+    #[error("{path}: {key}: {message}")]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// Section and key.
+        key: &'static str,
+        /// What is wrong with it.
+        message: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(path, &text)
+    }
+
+    /// Checks a text; `path` is only for messages.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text)
+            .map_err(|e| ConfigError::Parse { path: path.to_owned(), message: e.to_string().trim_end().to_owned() })?;
+        config.check().map_err(|(key, message)| ConfigError::Value { path: path.to_owned(), key, message })?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        if self.account.name.is_empty() || self.account.name == "root" {
+            return Err(("account.name", "must name an account of its own, not root".into()));
+        }
+        if self.grant.max_ttl > TTL_LIMIT || self.grant.max_ttl.is_zero() {
+            return Err(("grant.max_ttl", "must be above zero and at most 24h".into()));
+        }
+        if self.grant.default_ttl > self.grant.max_ttl || self.grant.default_ttl.is_zero() {
+            return Err(("grant.default_ttl", "must be above zero and at most grant.max_ttl".into()));
+        }
+        if let Some(collector) = &self.collector {
+            if collector.urls.is_empty() {
+                return Err(("collector.urls", "must name at least one address, or leave out the section".into()));
+            }
+            if let Some(url) = collector.urls.iter().find(|url| !url.starts_with("https://")) {
+                return Err(("collector.urls", format!("{url:?} must begin with https://")));
+            }
+        }
+        if self.spool.segment_bytes < 1 << 20 || self.spool.max_bytes < 4 * self.spool.segment_bytes {
+            return Err((
+                "spool.max_bytes",
+                "must hold at least four segments, and spool.segment_bytes must be 1MiB or more".into(),
+            ));
+        }
+        for (key, ring) in [
+            ("kernel.audit_ring", self.kernel.audit_ring),
+            ("kernel.witness_ring", self.kernel.witness_ring),
+            ("kernel.bulk_ring", self.kernel.bulk_ring),
+        ] {
+            if !ring.is_power_of_two() || !((1 << 16)..=(1 << 30)).contains(&ring) {
+                return Err((key, "must be a power of two from 64KiB to 1GiB".into()));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    humantime::parse_duration(&text)
+        .map_err(|e| de::Error::custom(format!("{text:?} is not a duration such as \"30m\": {e}")))
+}
+
+fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    parse_size(&text).ok_or_else(|| de::Error::custom(format!("{text:?} is not a size such as \"64KiB\" or \"16MiB\"")))
+}
+
+fn parse_size(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = match text[digits.len()..].trim() {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(Path::new("agent.toml"), text).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn nothing_set_is_all_defaults() {
+        assert_eq!(parse("").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_file_line_and_key() {
+        let message = parse("[grant]\nmax_ttl = \"1h\"\nmax_tll = \"2h\"\n").unwrap_err();
+        assert!(message.contains("agent.toml"), "{message}");
+        assert!(message.contains("line 3"), "{message}");
+        assert!(message.contains("max_tll"), "{message}");
+    }
+
+    #[test]
+    fn values_out_of_bounds_name_their_key() {
+        for (text, key) in [
+            ("[grant]\nmax_ttl = \"25h\"", "grant.max_ttl"),
+            ("[grant]\ndefault_ttl = \"2h\"", "grant.default_ttl"),
+            ("[account]\nname = \"root\"", "account.name"),
+            ("[collector]\nurls = []", "collector.urls"),
+            ("[collector]\nurls = [\"http://x:1\"]", "collector.urls"),
+            ("[kernel]\nbulk_ring = \"3MiB\"", "kernel.bulk_ring"),
+            ("[spool]\nmax_bytes = \"8MiB\"", "spool.max_bytes"),
+        ] {
+            let message = parse(text).unwrap_err();
+            assert!(message.contains(key), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("16MiB"), Some(16 << 20));
+        assert_eq!(parse_size("12"), Some(12));
+        for bad in ["", "MiB", "1 MB", "-1KiB", "99999999999GiB", "1.5GiB"] {
+            assert_eq!(parse_size(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! The root daemon that opens, records and closes break-glass sessions.
+
+#![deny(unsafe_code)]
+
+pub mod account;
+pub mod config;
+pub mod control;
+pub mod grant;
+pub mod kernel;
+pub mod recorder;
+pub mod session;
+pub mod ship;
+pub mod spool;
+#[allow(unsafe_code, reason = "the one module that may; each use says why it is sound")]
+pub mod sys;

@@ -1,0 +1,362 @@
+//! The frame: a compressed batch of events, the unit of durability, chaining, shipping and acknowledgement.
+//!
+//! The bytes written by the agent are the bytes that the collector keeps; nothing on the way re-encodes them. All integers are
+//! little-endian.
+//!
+//! | offset | size | field |
+//! |---|---|---|
+//! | 0 | 4 | magic `BGF1` |
+//! | 4 | 1 | codec of the payload: 1 = zstd |
+//! | 5 | 3 | zero |
+//! | 8 | 16 | stream id: the spool that the frame belongs to |
+//! | 24 | 16 | boot id of the host |
+//! | 40 | 8 | sequence, from 1, no holes |
+//! | 48 | 32 | hash of the frame before; zeros for sequence 1 |
+//! | 80 | 8 | boot time of the earliest event, ns (`CLOCK_BOOTTIME`) |
+//! | 88 | 8 | boot time of the latest event, ns |
+//! | 96 | 8 | wall clock minus boot clock when sealed, ns, signed |
+//! | 104 | 4 | events |
+//! | 108 | 4 | length of the decompressed payload |
+//! | 112 | 4 | length of the payload |
+//! | 116 | 4 | zero |
+//! | 120 | n | payload: a zstd frame holding a `breakglass.v1.Batch` |
+//! | 120+n | 32 | hash: SHA-256 over `breakglass-frame-v1\0`, header and payload |
+//!
+//! Limits: [`RAW_MAX`] decompressed, [`PAYLOAD_MAX`] compressed. A frame that breaks any rule is refused as a whole, with an
+//! error that names the rule; decompression never allocates more than the limit whatever the header claims.
+
+use prost::Message;
+use sha2::{Digest, Sha256};
+
+use crate::v1::Batch;
+
+/// Length of the fixed part before the payload, bytes.
+pub const HEADER_LEN: usize = 120;
+/// Length of the hash behind the payload, bytes.
+pub const HASH_LEN: usize = 32;
+/// Largest decompressed payload, bytes. The largest single event is an exec with 6 MiB of arguments and as much environment.
+pub const RAW_MAX: usize = 32 * 1024 * 1024;
+/// Largest compressed payload, bytes: `RAW_MAX` and what zstd adds to incompressible data.
+pub const PAYLOAD_MAX: usize = RAW_MAX + RAW_MAX / 128 + 1024;
+/// Largest whole frame, bytes.
+pub const FRAME_MAX: usize = HEADER_LEN + PAYLOAD_MAX + HASH_LEN;
+
+const MAGIC: [u8; 4] = *b"BGF1";
+const CODEC_ZSTD: u8 = 1;
+const DOMAIN: &[u8] = b"breakglass-frame-v1\0";
+
+/// A SHA-256 hash of a frame.
+pub type Hash = [u8; HASH_LEN];
+
+/// What a frame says about itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The spool that the frame belongs to.
+    pub stream_id: [u8; 16],
+    /// The host's boot id.
+    pub boot_id: [u8; 16],
+    /// From 1, no holes.
+    pub seq: u64,
+    /// Hash of the frame before; zeros for the first.
+    pub prev: Hash,
+    /// Boot time of the earliest event, nanoseconds.
+    pub first_boot_ns: u64,
+    /// Boot time of the latest event, nanoseconds.
+    pub last_boot_ns: u64,
+    /// Wall clock (Unix) minus boot clock when the frame was sealed, nanoseconds.
+    pub wall_offset_ns: i64,
+    /// Events in the payload.
+    pub events: u32,
+}
+
+impl Header {
+    /// Wall clock of a boot time in this frame, nanoseconds since 1970. Saturates.
+    pub fn wall_ns(&self, boot_ns: u64) -> i64 {
+        i64::try_from(boot_ns).unwrap_or(i64::MAX).saturating_add(self.wall_offset_ns)
+    }
+}
+
+/// Why bytes are not a frame.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum FrameError {
+    /// Fewer bytes than the frame says it has; carries how many are needed in all, as far as can be told.
+    #[error("the frame is cut short: {have} bytes of {need}")]
+    Short {
+        /// Bytes at hand.
+        have: usize,
+        /// Bytes needed.
+        need: usize,
+    },
+    /// More bytes than one frame.
+    #[error("{0} bytes follow the end of the frame")]
+    Trailing(usize),
+    /// Wrong magic.
+    #[error("not a frame: it does not begin with BGF1")]
+    Magic,
+    /// A codec that this version does not know.
+    #[error("unknown payload codec {0}")]
+    Codec(u8),
+    /// A reserved byte is not zero.
+    #[error("a reserved byte of the header is not zero")]
+    Reserved,
+    /// A length is above its limit.
+    #[error("{what} of {value} bytes is above the limit of {limit}")]
+    TooLarge {
+        /// Which length.
+        what: &'static str,
+        /// As claimed.
+        value: usize,
+        /// As allowed.
+        limit: usize,
+    },
+    /// The hash does not fit the bytes.
+    #[error("the frame's hash does not match its content")]
+    Hash,
+    /// The payload does not decompress to what the header says.
+    #[error("the payload cannot be decompressed: {0}")]
+    Decompress(String),
+    /// The payload is not a batch.
+    #[error("the payload is not a batch of events: {0}")]
+    Batch(String),
+    /// The number of events differs from the header's.
+    #[error("the payload holds {found} events, the header says {claimed}")]
+    Count {
+        /// In the payload.
+        found: usize,
+        /// In the header.
+        claimed: u32,
+    },
+    /// Sequence 0, or a first frame with a predecessor.
+    #[error("sequence and previous hash contradict each other")]
+    Sequence,
+}
+
+/// A frame that has been sealed, ready to be written.
+#[derive(Clone, Debug)]
+pub struct Sealed {
+    /// The whole frame.
+    pub bytes: Vec<u8>,
+    /// Its hash, as the next frame's `prev`.
+    pub hash: Hash,
+}
+
+/// Compresses `batch` and seals it under `header`, whose `events` is taken from the batch.
+pub fn seal(mut header: Header, batch: &Batch, level: i32) -> Result<Sealed, FrameError> {
+    let raw = batch.encode_to_vec();
+    header.events = u32::try_from(batch.events.len()).map_err(|_| FrameError::TooLarge {
+        what: "event count",
+        value: batch.events.len(),
+        limit: u32::MAX as usize,
+    })?;
+    seal_raw(header, &raw, level)
+}
+
+/// As [`seal`], for a batch that is encoded already; `header.events` is the caller's to get right.
+pub fn seal_raw(header: Header, raw: &[u8], level: i32) -> Result<Sealed, FrameError> {
+    if raw.len() > RAW_MAX {
+        return Err(FrameError::TooLarge { what: "batch", value: raw.len(), limit: RAW_MAX });
+    }
+    let payload = zstd::bulk::compress(raw, level).map_err(|e| FrameError::Decompress(e.to_string()))?;
+    if payload.len() > PAYLOAD_MAX {
+        return Err(FrameError::TooLarge { what: "payload", value: payload.len(), limit: PAYLOAD_MAX });
+    }
+    let mut bytes = Vec::with_capacity(HEADER_LEN + payload.len() + HASH_LEN);
+    bytes.extend_from_slice(&MAGIC);
+    bytes.extend_from_slice(&[CODEC_ZSTD, 0, 0, 0]);
+    bytes.extend_from_slice(&header.stream_id);
+    bytes.extend_from_slice(&header.boot_id);
+    bytes.extend_from_slice(&header.seq.to_le_bytes());
+    bytes.extend_from_slice(&header.prev);
+    bytes.extend_from_slice(&header.first_boot_ns.to_le_bytes());
+    bytes.extend_from_slice(&header.last_boot_ns.to_le_bytes());
+    bytes.extend_from_slice(&header.wall_offset_ns.to_le_bytes());
+    bytes.extend_from_slice(&header.events.to_le_bytes());
+    bytes.extend_from_slice(&(raw.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(&[0; 4]);
+    debug_assert_eq!(bytes.len(), HEADER_LEN);
+    bytes.extend_from_slice(&payload);
+    let hash = hash_of(&bytes);
+    bytes.extend_from_slice(&hash);
+    Ok(Sealed { bytes, hash })
+}
+
+/// A checked frame: the structure holds and the hash fits. Whether it continues a chain is for the caller to compare.
+#[derive(Clone, Copy, Debug)]
+pub struct Frame<'a> {
+    /// What the frame says about itself.
+    pub header: Header,
+    /// Its hash.
+    pub hash: Hash,
+    payload: &'a [u8],
+    raw_len: usize,
+}
+
+/// Total length of the frame that begins with `bytes`, from its header alone; the hash is not checked.
+/// `Short` means that more bytes are needed to tell.
+pub fn frame_len(bytes: &[u8]) -> Result<usize, FrameError> {
+    if bytes.len() < HEADER_LEN {
+        let seen = bytes.len().min(4);
+        if bytes[..seen] != MAGIC[..seen] {
+            return Err(FrameError::Magic);
+        }
+        return Err(FrameError::Short { have: bytes.len(), need: HEADER_LEN });
+    }
+    if bytes[..4] != MAGIC {
+        return Err(FrameError::Magic);
+    }
+    let payload = u32_at(bytes, 112) as usize;
+    if payload > PAYLOAD_MAX {
+        return Err(FrameError::TooLarge { what: "payload", value: payload, limit: PAYLOAD_MAX });
+    }
+    Ok(HEADER_LEN + payload + HASH_LEN)
+}
+
+impl<'a> Frame<'a> {
+    /// Checks that `bytes` are exactly one frame.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, FrameError> {
+        let need = frame_len(bytes)?;
+        if bytes.len() < need {
+            return Err(FrameError::Short { have: bytes.len(), need });
+        }
+        if bytes.len() > need {
+            return Err(FrameError::Trailing(bytes.len() - need));
+        }
+        let (body, hash) = bytes.split_at(need - HASH_LEN);
+        if bytes[4] != CODEC_ZSTD {
+            return Err(FrameError::Codec(bytes[4]));
+        }
+        if bytes[5..8] != [0; 3] || bytes[116..120] != [0; 4] {
+            return Err(FrameError::Reserved);
+        }
+        let raw_len = u32_at(bytes, 108) as usize;
+        if raw_len > RAW_MAX {
+            return Err(FrameError::TooLarge { what: "batch", value: raw_len, limit: RAW_MAX });
+        }
+        if hash_of(body) != hash {
+            return Err(FrameError::Hash);
+        }
+        let header = Header {
+            stream_id: array_at(bytes, 8),
+            boot_id: array_at(bytes, 24),
+            seq: u64::from_le_bytes(array_at(bytes, 40)),
+            prev: array_at(bytes, 48),
+            first_boot_ns: u64::from_le_bytes(array_at(bytes, 80)),
+            last_boot_ns: u64::from_le_bytes(array_at(bytes, 88)),
+            wall_offset_ns: i64::from_le_bytes(array_at(bytes, 96)),
+            events: u32_at(bytes, 104),
+        };
+        if header.seq == 0 || (header.seq == 1) != (header.prev == [0; HASH_LEN]) {
+            return Err(FrameError::Sequence);
+        }
+        Ok(Self { header, hash: array_at(hash, 0), payload: &body[HEADER_LEN..], raw_len })
+    }
+
+    /// Decompresses and decodes the payload.
+    pub fn batch(&self) -> Result<Batch, FrameError> {
+        let raw =
+            zstd::bulk::decompress(self.payload, self.raw_len).map_err(|e| FrameError::Decompress(e.to_string()))?;
+        if raw.len() != self.raw_len {
+            return Err(FrameError::Decompress(format!("{} bytes, the header says {}", raw.len(), self.raw_len)));
+        }
+        let batch = Batch::decode(raw.as_slice()).map_err(|e| FrameError::Batch(e.to_string()))?;
+        if batch.events.len() != self.header.events as usize {
+            return Err(FrameError::Count { found: batch.events.len(), claimed: self.header.events });
+        }
+        Ok(batch)
+    }
+}
+
+fn hash_of(body: &[u8]) -> Hash {
+    Sha256::new().chain_update(DOMAIN).chain_update(body).finalize().into()
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(array_at(bytes, at))
+}
+
+/// The caller has checked that `bytes` reach that far.
+fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    let mut out = [0; N];
+    out.copy_from_slice(&bytes[at..at + N]);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::v1::{Event, Exec, event::Body};
+
+    fn header(seq: u64) -> Header {
+        Header {
+            stream_id: [7; 16],
+            boot_id: [9; 16],
+            seq,
+            prev: if seq == 1 { [0; 32] } else { [3; 32] },
+            first_boot_ns: 10,
+            last_boot_ns: 20,
+            wall_offset_ns: -5,
+            events: 0,
+        }
+    }
+
+    fn batch(argv: Vec<Vec<u8>>) -> Batch {
+        let exec = Exec { argv, ..Exec::default() };
+        Batch {
+            sessions: vec![vec![1; 16]],
+            events: vec![Event { boot_ns: 10, session: 1, body: Some(Body::Exec(exec)), ..Event::default() }],
+            resume: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_is_refused() {
+        let sealed = seal(header(2), &batch(vec![b"ls".to_vec()]), 1).unwrap();
+        for at in 0..sealed.bytes.len() {
+            for bit in 0..8 {
+                let mut bytes = sealed.bytes.clone();
+                bytes[at] ^= 1 << bit;
+                assert!(Frame::parse(&bytes).is_err(), "bit {bit} of byte {at} went unnoticed");
+            }
+        }
+    }
+
+    #[test]
+    fn every_cut_is_refused_as_short() {
+        let sealed = seal(header(1), &batch(vec![]), 1).unwrap();
+        for len in 0..sealed.bytes.len() {
+            assert!(matches!(Frame::parse(&sealed.bytes[..len]), Err(FrameError::Short { .. })), "{len}");
+        }
+    }
+
+    #[test]
+    fn a_lying_length_does_not_allocate() {
+        let raw = vec![0; 1 << 20];
+        let mut sealed = seal_raw(header(1), &raw, 1).unwrap();
+        sealed.bytes[108..112].copy_from_slice(&16u32.to_le_bytes());
+        let end = sealed.bytes.len() - HASH_LEN;
+        let hash = hash_of(&sealed.bytes[..end]);
+        sealed.bytes[end..].copy_from_slice(&hash);
+        assert!(matches!(Frame::parse(&sealed.bytes).unwrap().batch(), Err(FrameError::Decompress(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn round_trip(seq in 1u64..u64::MAX, argv in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..300), 0..20)) {
+            let batch = batch(argv);
+            let sealed = seal(header(seq), &batch, 1).unwrap();
+            let frame = Frame::parse(&sealed.bytes).unwrap();
+            prop_assert_eq!(frame.header, Header { events: 1, ..header(seq) });
+            prop_assert_eq!(frame.hash, sealed.hash);
+            prop_assert_eq!(frame.batch().unwrap(), batch);
+        }
+
+        #[test]
+        fn noise_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let _ = Frame::parse(&bytes);
+            let _ = frame_len(&bytes);
+        }
+    }
+}
