@@ -115,13 +115,7 @@ impl Recording {
         }
     }
 
-    pub fn execs(&self) -> Vec<&v1::Exec> {
-        execs(&self.seen)
-    }
-
     pub fn gaps(&self) -> Vec<&v1::Gap> {
-        let gap = |observed: &'static str| observed;
-        let _ = gap;
         self.seen
             .iter()
             .filter_map(|observed| match &observed.event.body {
@@ -131,7 +125,56 @@ impl Recording {
             .collect()
     }
 
-    /// Waits for the exit of the process that exec'ed `index`-th; the exit event closes the story of a process.
+    /// The same pins, as a new agent finds them; the old one is gone without having said goodbye.
+    pub fn restart(&mut self) {
+        let position = self.reader.as_ref().map(|reader| reader.position());
+        self.reader = None;
+        self.kernel = None;
+        let (kernel, mut reader) = Kernel::start(&self.options).expect("start again");
+        if let Some(position) = position {
+            reader.resume(&position).expect("resume");
+        }
+        self.kernel = Some(kernel);
+        self.reader = Some(reader);
+    }
+
+    /// What terminals showed, put together.
+    pub fn output(&self) -> Vec<u8> {
+        let mut all = Vec::new();
+        for observed in &self.seen {
+            if let Some(Body::TerminalOutput(output)) = &observed.event.body {
+                assert_eq!(output.missing, 0);
+                all.extend_from_slice(&output.data);
+            }
+        }
+        all
+    }
+
+    /// What was typed, put together, and how many bytes were withheld.
+    pub fn input(&self) -> (Vec<u8>, u64) {
+        let (mut typed, mut withheld) = (Vec::new(), 0);
+        for observed in &self.seen {
+            match &observed.event.body {
+                Some(Body::TerminalInput(input)) => typed.extend_from_slice(&input.data),
+                Some(Body::InputWithheld(input)) => withheld += input.bytes,
+                _ => {}
+            }
+        }
+        (typed, withheld)
+    }
+
+    /// Kernel records that the events were made of, and those that gaps name.
+    pub fn accounted(&self) -> u64 {
+        let of_events: u64 = self
+            .seen
+            .iter()
+            .filter_map(|observed| observed.event.origin)
+            .map(|origin| 1 + u64::from(origin.more))
+            .sum();
+        of_events + self.gaps().iter().map(|gap| gap.records).sum::<u64>()
+    }
+
+    /// Waits for the end of a process.
     pub fn until_exit_of(&mut self, pid: u32) -> v1::Exit {
         self.until("the exit", |seen| exit_of(seen, pid).is_some());
         exit_of(&self.seen, pid).expect("just seen").clone()
