@@ -1,7 +1,5 @@
 //! What a session does to the machine, as a seam: the manager decides, an implementation acts, a fake proves the decisions.
 
-use std::time::Duration;
-
 use uuid::Uuid;
 
 use super::processes::{Hunt, ProcessId};
@@ -45,8 +43,8 @@ pub trait Machine: Send + Sync + 'static {
     fn account(&self) -> (String, u32);
     /// Whether a session could be recorded now, and if not, why.
     fn can_record(&self) -> Result<(), MachineError>;
-    /// Lets `key` log in until `remaining` is over. Says what was done.
-    fn enable(&self, session: Uuid, key: &str, remaining: Duration) -> Result<String, MachineError>;
+    /// Lets `key`, as in `authorized_keys` without options, log in until the boot clock shows `deadline_boot_ns`. Says what was done.
+    fn enable(&self, session: Uuid, key: &str, deadline_boot_ns: u64) -> Result<String, MachineError>;
     /// Shuts every way in. Says what was done. Calling it on a locked account is no error.
     fn lock(&self) -> Result<String, MachineError>;
     /// From now on everything of the account and its descendants is recorded under `slot`. May be called again for a session that

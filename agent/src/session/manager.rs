@@ -280,7 +280,7 @@ impl<M: Machine, J: Journal> Manager<M, J> {
             grant_text: grant.text,
             signature: grant.signature,
         };
-        let (session, slot, ttl, key) = (intent.session, intent.slot, grant.ttl, grant.key);
+        let (session, slot, deadline, key) = (intent.session, intent.slot, intent.deadline_boot_ns, grant.key);
         self.inner.journal.name_session(slot, session);
         self.inner
             .journal
@@ -289,7 +289,7 @@ impl<M: Machine, J: Journal> Manager<M, J> {
             .map_err(SessionError::CannotRecord)?;
         self.on_machine(move |m| m.begin_recording(slot)).await.map_err(|e| SessionError::CannotRecord(e.0))?;
         let detail =
-            self.on_machine(move |m| m.enable(session, &key, ttl)).await.map_err(|e| SessionError::Failed(e.0))?;
+            self.on_machine(move |m| m.enable(session, &key, deadline)).await.map_err(|e| SessionError::Failed(e.0))?;
         tracing::warn!(session = %session, operator = %intent.operator, reason = %intent.reason, "the glass is broken");
         // The operator need not wait for this one: what they may do is on disk already.
         let this = self.clone();

@@ -59,7 +59,7 @@ impl Machine for FakeMachine {
     fn can_record(&self) -> Result<(), MachineError> {
         if self.fail.lock().unwrap().contains(&"can_record") { Err(MachineError("no tier".into())) } else { Ok(()) }
     }
-    fn enable(&self, _: Uuid, _: &str, _: Duration) -> Result<String, MachineError> {
+    fn enable(&self, _: Uuid, _: &str, _: u64) -> Result<String, MachineError> {
         self.act("enable")
     }
     fn lock(&self) -> Result<String, MachineError> {
