@@ -25,6 +25,5 @@ pub fn boot_id() -> [u8; 16] {
 
 /// Nanoseconds; both clocks exist on every kernel since 2.6.39, so that an error cannot happen.
 fn read(clock: ClockId) -> i64 {
-    clock_gettime(clock)
-        .map_or(0, |time| time.tv_sec().saturating_mul(1_000_000_000).saturating_add(time.tv_nsec()))
+    clock_gettime(clock).map_or(0, |time| time.tv_sec().saturating_mul(1_000_000_000).saturating_add(time.tv_nsec()))
 }

@@ -53,7 +53,9 @@ pub enum SpoolError {
         last: u64,
     },
     /// A frame that was durable cannot be read back.
-    #[error("{file} is damaged at byte {offset}: {reason}; restart the agent to have it set aside and the rest recovered")]
+    #[error(
+        "{file} is damaged at byte {offset}: {reason}; restart the agent to have it set aside and the rest recovered"
+    )]
     Damaged {
         /// The segment.
         file: PathBuf,

@@ -97,8 +97,7 @@ impl FileSystem for OsDisk {
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        let file =
-            fs::File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        let file = fs::File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
         Ok(Box::new(file))
     }
 

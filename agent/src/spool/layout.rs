@@ -149,7 +149,9 @@ mod tests {
 
     #[test]
     fn foreign_names_are_no_segments() {
-        for name in ["1-1.seg", "00000001-00000000000000000000.seg", "00000001-00000000000000000001.seg.tmp", "meta", "-.seg"] {
+        for name in
+            ["1-1.seg", "00000001-00000000000000000000.seg", "00000001-00000000000000000001.seg.tmp", "meta", "-.seg"]
+        {
             assert_eq!(SegmentId::parse(name), None, "{name}");
         }
     }

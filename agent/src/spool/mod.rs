@@ -3,7 +3,8 @@
 //! # Constraints
 //!
 //! - What was reported durable is never lost, reordered, changed or shown twice, whatever moment the machine stops at.
-//! - What was reported as not written does not appear later.
+//! - What was reported as not written does not appear later. The one exception is named: while the disk refuses even the
+//!   undoing ([`Spool::is_settled`] says so), a crash may bring a refused group back, whole.
 //! - A full disk does not stop a running session at once: the rest of the open segment and one more whole segment are
 //!   reserved ahead.
 //! - A failed write or sync changes nothing: the spool goes back to the last committed group, and the same frames can be
@@ -11,7 +12,8 @@
 //! - Damage is isolated and reported; what lies behind it is still shipped. Nothing read from the disk can cause a panic.
 //! - Memory does not grow with what is spooled: an index entry a segment, one frame in hand.
 //! - Disk is bounded: unacknowledged frames take at most [`Limits::max_bytes`], then appending is refused with
-//!   [`SpoolError::Full`]; beside them lie at most one acknowledged segment, the reserve, and what was set aside as damaged.
+//!   [`SpoolError::Full`]; beside them lie acknowledged frames of at most one segment, the reserve, and what was set aside
+//!   as damaged.
 //!
 //! # Bytes
 //!
@@ -75,9 +77,9 @@ use breakglass_api::frame::{self, Hash};
 
 pub use self::{
     error::SpoolError,
-    fs::{DiskFile, Disk, FileSystem, OsDisk},
+    fs::{Disk, DiskFile, FileSystem, OsDisk},
     reader::{SpoolReader, Stored, StreamInfo},
-    writer::Spool,
+    writer::{Next, Spool},
 };
 
 /// Most frames in one group. A round of the recorder makes one or two; recovery looks back this far for the end of a group.
@@ -152,7 +154,9 @@ impl Damage {
     /// A sentence for the record and for people.
     pub fn describe(&self) -> String {
         let missing = match self.before_seq {
-            Some(next) if next > self.after_seq + 1 => format!("frames {} to {} are missing", self.after_seq + 1, next - 1),
+            Some(next) if next > self.after_seq + 1 => {
+                format!("frames {} to {} are missing", self.after_seq + 1, next - 1)
+            }
             Some(next) => format!("the chain is broken before frame {next}"),
             None => format!("frames from {} on are missing", self.after_seq + 1),
         };

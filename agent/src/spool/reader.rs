@@ -178,10 +178,9 @@ impl SpoolReader {
             *written = acked;
         }
         for id in segments {
-            // Out of the index only once it is gone: one that could not be removed is tried again with the next.
-            remove_if_there(shared.disk.as_ref(), &shared.path(*id))
-                .and_then(|()| shared.disk.sync_dir(&shared.dir))
-                .map_err(E::io("remove", shared.path(*id)))?;
+            // Out of the index only once it is gone: one that could not be removed is tried again with the next. One that
+            // comes back after a crash is removed on opening, so that the folder need not be synced.
+            remove_if_there(shared.disk.as_ref(), &shared.path(*id)).map_err(E::io("remove", shared.path(*id)))?;
             shared.index().segments.remove(id);
         }
         Ok(())

@@ -262,9 +262,7 @@ fn truncate(disk: &dyn FileSystem, dir: &Path, id: SegmentId, len: u64) -> Resul
 }
 
 fn remove(disk: &dyn FileSystem, dir: &Path, name: &str) -> Result<(), SpoolError> {
-    remove_if_there(disk, &dir.join(name))
-        .and_then(|()| disk.sync_dir(dir))
-        .map_err(E::io("remove", dir.join(name)))
+    remove_if_there(disk, &dir.join(name)).and_then(|()| disk.sync_dir(dir)).map_err(E::io("remove", dir.join(name)))
 }
 
 /// Reads `meta` or `acked`. A damaged one is as good as none: both can be made again.

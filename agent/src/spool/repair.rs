@@ -65,7 +65,11 @@ pub fn run(disk: &Disk, dir: &Path, limits: &Limits, plan: &Plan<'_>) -> Result<
     let list: String = moved
         .map(|id| {
             let name = id.file_name();
-            if damaged.contains(id) { format!("keep {name} {name}.{}\n", plan.generation) } else { format!("drop {name}\n") }
+            if damaged.contains(id) {
+                format!("keep {name} {name}.{}\n", plan.generation)
+            } else {
+                format!("drop {name}\n")
+            }
         })
         .collect();
     disk.sync_dir(dir).map_err(SpoolError::io("sync", dir))?;
@@ -86,7 +90,8 @@ pub fn complete(disk: &dyn FileSystem, dir: &Path) -> Result<(), SpoolError> {
     if let Some(list) = list {
         set_aside(disk, dir, &String::from_utf8_lossy(&list)).map_err(SpoolError::io("move segments of", dir))?;
         for name in names.iter().filter(|name| *name != REPAIR_COMMIT && !name.ends_with(TEMPORARY)) {
-            disk.rename(&staging.join(name), &dir.join(name)).map_err(SpoolError::io("put in place", dir.join(name)))?;
+            disk.rename(&staging.join(name), &dir.join(name))
+                .map_err(SpoolError::io("put in place", dir.join(name)))?;
         }
         disk.sync_dir(dir).map_err(SpoolError::io("sync", dir))?;
     }
@@ -130,7 +135,11 @@ fn copy_piece(disk: &dyn FileSystem, dir: &Path, staging: &Path, piece: &Piece) 
         let chunk = buf.get_mut(..want).unwrap_or_default();
         let have = read_full(source.as_ref(), chunk, offset).map_err(SpoolError::io_at("read", &from, offset))?;
         if have < want {
-            return Err(SpoolError::Damaged { file: from, offset, reason: "it became shorter while being read".into() });
+            return Err(SpoolError::Damaged {
+                file: from,
+                offset,
+                reason: "it became shorter while being read".into(),
+            });
         }
         write_all(target.as_ref(), chunk, offset).map_err(SpoolError::io_at("write", &to, offset))?;
         offset += have as u64;

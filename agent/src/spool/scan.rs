@@ -9,9 +9,7 @@ use std::{
 use breakglass_api::frame::{Frame, FrameError, HASH_LEN, HEADER_LEN, Hash, Header, frame_len};
 
 use super::{
-    Cut, Damage, DiskFile, FileSystem, GROUP_FRAMES_MAX, SpoolError,
-    fs::read_full,
-    index::SegmentInfo,
+    Cut, Damage, DiskFile, FileSystem, GROUP_FRAMES_MAX, SpoolError, fs::read_full, index::SegmentInfo,
     layout::SegmentId,
 };
 
@@ -66,11 +64,6 @@ pub struct Survey {
 }
 
 impl Survey {
-    /// The last frame.
-    pub fn end(&self) -> Option<&Piece> {
-        self.pieces.last()
-    }
-
     /// The segments, for the index; only for an intact spool, where every segment is one piece.
     pub fn segments(&self) -> BTreeMap<SegmentId, SegmentInfo> {
         let info = |p: &Piece| SegmentInfo { stream_id: p.stream_id, last_seq: p.last_seq, bytes: p.end };

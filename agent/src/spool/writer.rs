@@ -28,6 +28,8 @@ pub struct Spool {
     dirty: bool,
     /// Whether a reserve is there.
     spare: bool,
+    /// Whether it was said that there is none.
+    spare_missed: bool,
     _lock: Box<dyn Send>,
 }
 
@@ -72,6 +74,11 @@ impl Spool {
         let open = match segment {
             Some((id, _)) => {
                 let file = disk.open(&shared.path(id)).map_err(E::io("open", shared.path(id)))?;
+                // An agent that was killed may have written the last frame and not synced it; from here on it counts.
+                file.sync().map_err(E::io("sync", shared.path(id)))?;
+                disk.sync_dir(dir).map_err(E::io("sync", dir))?;
+                // As with the spare: not having it is no reason to stop.
+                let _ = file.reserve(limits.segment_bytes);
                 Some(OpenSegment { file, unsynced: false })
             }
             None => None,
@@ -85,6 +92,7 @@ impl Spool {
             touched: Vec::new(),
             dirty: false,
             spare: false,
+            spare_missed: false,
             _lock: lock,
         };
         spool.reserve();
@@ -93,8 +101,9 @@ impl Spool {
 
     /// What the next frame must say.
     pub fn next(&self) -> Next {
-        let index = self.shared.index();
-        Next { stream_id: index.stream_id, seq: self.current.seq + 1, prev: self.current.hash }
+        // What is still to be undone does not count.
+        let last = if self.dirty { &self.committed } else { &self.current };
+        Next { stream_id: self.shared.index().stream_id, seq: last.seq + 1, prev: last.hash }
     }
 
     /// The last committed frame.
@@ -132,6 +141,11 @@ impl Spool {
     pub fn rollback(&mut self) -> Result<(), SpoolError> {
         self.dirty = true;
         self.settle()
+    }
+
+    /// Whether nothing is left to undo. While there is, a crash may bring back a group that was refused.
+    pub fn is_settled(&self) -> bool {
+        !self.dirty
     }
 
     fn undo_on_error(&mut self, done: Result<(), SpoolError>) -> Result<(), SpoolError> {
@@ -214,8 +228,11 @@ impl Spool {
         let path = self.shared.dir.join(SPARE);
         let made = self.shared.disk.create(&path).and_then(|file| file.reserve(self.shared.limits.segment_bytes));
         match made {
-            Ok(()) => self.spare = true,
-            Err(error) => tracing::warn!(file = %path.display(), %error, "no space can be reserved for the next segment"),
+            Ok(()) => (self.spare, self.spare_missed) = (true, false),
+            Err(error) if !std::mem::replace(&mut self.spare_missed, true) => {
+                tracing::warn!(file = %path.display(), %error, "no space can be reserved for the next segment");
+            }
+            Err(_) => {}
         }
     }
 
