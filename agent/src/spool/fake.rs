@@ -176,7 +176,9 @@ impl FileSystem for FakeDisk {
         inner.fault()?;
         let inode = inner.inodes.len();
         inner.inodes.push(Inode::default());
-        inner.change(|folder| drop(folder.insert(path.to_owned(), inode)));
+        inner.change(|folder| {
+            folder.insert(path.to_owned(), inode);
+        });
         Ok(Box::new(FakeFile { disk: self.clone(), inode, epoch: inner.crashes }))
     }
 
@@ -201,7 +203,9 @@ impl FileSystem for FakeDisk {
         let mut inner = self.inner();
         inner.fault()?;
         inner.find(path)?;
-        inner.change(|folder| drop(folder.remove(path)));
+        inner.change(|folder| {
+            folder.remove(path);
+        });
         Ok(())
     }
 

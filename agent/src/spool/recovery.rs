@@ -206,6 +206,8 @@ impl<'a> State<'a> {
         resume: Option<Vec<u8>>,
         mut recovery: Recovery,
     ) -> Result<(Shared, Recovery), SpoolError> {
+        let mut segments = self.survey.segments();
+        segments.retain(|id, _| (id.generation, id.first_seq) <= (position.generation, position.seq));
         let stream_id = match stream_id {
             Some(stream_id) => stream_id,
             None => {
@@ -219,8 +221,6 @@ impl<'a> State<'a> {
             replace(self.disk.as_ref(), self.dir, META, &meta.encode(), true)
                 .map_err(E::io("write", self.dir.join(META)))?;
         }
-        let mut segments = self.survey.segments();
-        segments.retain(|id, _| (id.generation, id.first_seq) <= (position.generation, position.seq));
         if let Some(mut last) = segments.last_entry() {
             let end = self.survey.recent.iter().rev().find(|at| at.seq == position.seq);
             last.get_mut().last_seq = position.seq;
@@ -233,7 +233,8 @@ impl<'a> State<'a> {
     }
 }
 
-/// Deletes segments of which `acked` covers every frame, as far as names tell; never the last.
+/// Deletes segments of which `acked` covers every frame, as far as names tell; but for the newest of them. What follows it
+/// may be a group that was begun and not finished, and when that is cut the stream must still have its end.
 fn drop_acknowledged(
     disk: &dyn FileSystem,
     dir: &Path,
@@ -245,7 +246,7 @@ fn drop_acknowledged(
         [id, _] => id.generation < acked.generation,
         _ => false,
     };
-    let count = ids.windows(2).take_while(|pair| covered(pair)).count();
+    let count = ids.windows(2).take_while(|pair| covered(pair)).count().saturating_sub(1);
     for id in ids.drain(..count) {
         remove(disk, dir, &id.file_name())?;
     }
