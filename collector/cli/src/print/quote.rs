@@ -31,8 +31,10 @@ fn word(out: &mut String, bytes: &[u8], first: bool) {
 
 fn is_bare(text: &str, first: bool) -> bool {
     let ordinary = |c: char| c.is_ascii_alphanumeric() || "_@%+:,./-".contains(c);
+    // An `=` in the first word makes it an assignment, and one at a word's beginning is zsh's.
     let fits = |c: char| ordinary(c) || (c == '=' && !first);
-    !text.is_empty() && text.chars().all(fits) && !text.starts_with('=') && !(first && RESERVED.contains(&text))
+    let special = text.is_empty() || text.starts_with('=') || (first && RESERVED.contains(&text));
+    !special && text.chars().all(fits)
 }
 
 fn single(out: &mut String, text: &str) {

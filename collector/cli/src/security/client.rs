@@ -22,6 +22,12 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// How deep to look into the causes of an error; they are three or four deep.
 const CAUSES_MAX: usize = 16;
 
+const CERTIFICATE_REFUSED: &str = "The collector refuses your certificate: check collector.cert and collector.key, or have \
+                                   yourself enrolled again with `breakglass-collector enroll person`.";
+const CONNECTION_BROKE: &str = "If this happens every time, the collector refuses your certificate: check collector.cert and \
+                                collector.key, or have yourself enrolled again with `breakglass-collector enroll \
+                                person`. Otherwise look at the collector's log and try again.";
+
 /// The client of the collector's query service.
 pub type Query = QueryClient<Channel>;
 
@@ -112,21 +118,20 @@ impl Client {
 
     /// What an answer's status means.
     pub fn explain(&self, status: &Status) -> Error {
-        // With TLS 1.3 the collector looks at our certificate after the handshake is done for us, so that its refusal arrives
-        // with the first answer.
-        if let Some(error) = status.source().and_then(|source| cannot_connect(&self.url, source)) {
-            return error;
+        // What the collector says has no source; what does, happened on the way. With TLS 1.3 the collector looks at our certificate
+        // after the handshake is done for us, so that its refusal arrives here, if it arrives.
+        if let Some(source) = status.source() {
+            return cannot_connect(&self.url, source).unwrap_or_else(|| Error::CannotConnect {
+                url: self.url.clone(),
+                reason: causes(source).join(": "),
+                hint: CONNECTION_BROKE.to_owned(),
+            });
         }
         let message = safe::text(status.message().as_bytes());
         match status.code() {
             Code::NotFound => Error::NotFound(message),
             Code::PermissionDenied | Code::Unauthenticated => Error::Refused(message),
             Code::InvalidArgument | Code::OutOfRange => Error::BadRequest(message),
-            Code::Unavailable if status.source().is_some() => Error::CannotConnect {
-                url: self.url.clone(),
-                reason: format!("the connection broke: {message}"),
-                hint: "Look at the collector's log, then try again.".to_owned(),
-            },
             code => Error::Failed { code, message },
         }
     }
@@ -154,40 +159,33 @@ fn endpoint(collector: &Collector) -> Result<Endpoint, Error> {
 
 /// An error of the network or of TLS, recognised among an error's causes.
 fn cannot_connect(url: &str, error: &(dyn StdError + 'static)) -> Option<Error> {
-    let mut cause = Some(error);
-    for _ in 0..CAUSES_MAX {
-        let this = cause?;
-        let inner = this.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        let tls = this.downcast_ref::<rustls::Error>().or_else(|| inner?.downcast_ref::<rustls::Error>());
-        if let Some(tls) = tls {
-            return Some(tls_error(url, tls));
-        }
-        if let Some(io) = this.downcast_ref::<io::Error>().filter(|io| io.raw_os_error().is_some()) {
-            return Some(Error::CannotConnect {
-                url: url.to_owned(),
-                reason: io.to_string(),
-                hint: "Check that breakglass-collector is running there and that collector.url is its address."
-                    .to_owned(),
-            });
-        }
-        cause = this.source();
-    }
-    None
+    let (reason, hint) = chain(error).find_map(|cause| {
+        let io = cause.downcast_ref::<io::Error>();
+        let tls = cause.downcast_ref::<rustls::Error>().or_else(|| io?.get_ref()?.downcast_ref::<rustls::Error>());
+        tls.map(|tls| (tls.to_string(), tls_hint(tls))).or_else(|| io.map(|io| (io.to_string(), io_hint(io))))
+    })?;
+    Some(Error::CannotConnect { url: url.to_owned(), reason, hint: hint.to_owned() })
 }
 
-fn tls_error(url: &str, error: &rustls::Error) -> Error {
-    let hint = match error {
+fn tls_hint(error: &rustls::Error) -> &'static str {
+    match error {
         rustls::Error::InvalidCertificate(_) => {
             "The collector's certificate is not one to trust: check that collector.ca is its CA's certificate and that \
              collector.server_name is a name in its own."
         }
-        rustls::Error::AlertReceived(_) => {
-            "The collector refuses your certificate: check collector.cert and collector.key, or have yourself enrolled \
-             again with `breakglass-collector enroll person`."
-        }
+        rustls::Error::AlertReceived(_) => CERTIFICATE_REFUSED,
         _ => "Check that collector.url is the address of a breakglass-collector.",
-    };
-    Error::CannotConnect { url: url.to_owned(), reason: error.to_string(), hint: hint.to_owned() }
+    }
+}
+
+fn io_hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(_) => "Check that breakglass-collector is running there and that collector.url is its address.",
+        // Of an alert that comes after the handshake, HTTP/2 passes on the words only.
+        None if error.to_string().contains("received fatal alert") => CERTIFICATE_REFUSED,
+        // Or nothing of it at all, when the connection was closed before the alert was read.
+        None => CONNECTION_BROKE,
+    }
 }
 
 fn other(url: &str, error: &(dyn StdError + 'static)) -> Error {
@@ -201,13 +199,14 @@ fn other(url: &str, error: &(dyn StdError + 'static)) -> Error {
 /// An error's text and those of its causes, each said once.
 fn causes(error: &(dyn StdError + 'static)) -> Vec<String> {
     let mut said: Vec<String> = Vec::new();
-    let mut cause = Some(error);
-    while let Some(this) = cause.filter(|_| said.len() < CAUSES_MAX) {
-        let text = this.to_string();
+    for text in chain(error).map(ToString::to_string) {
         if !said.last().is_some_and(|last| last.contains(&text)) {
             said.push(text);
         }
-        cause = this.source();
     }
     said
+}
+
+fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |error| (*error).source()).take(CAUSES_MAX)
 }

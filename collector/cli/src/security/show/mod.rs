@@ -24,8 +24,9 @@ pub(super) use timeline::describe_gap;
 /// memory while the commands stream by; `events` has them all.
 const NOTICES_MAX: usize = 10_000;
 
-/// How long commands may still come in after the session's close was seen: what ended with it is indexed after it.
-const LAST_COMMANDS: Duration = Duration::from_secs(2);
+/// How long to wait for more of the one stream once the other has told of the session's close: both are filled from the same
+/// frames, but not in step.
+const LAST_ONES: Duration = Duration::from_secs(2);
 
 /// Arguments of `show`.
 #[derive(Clone, Debug, Args)]
@@ -99,7 +100,8 @@ async fn notices(client: &mut Client, session: &v1::Session) -> Result<VecDeque<
     }
     let mut events = events(client, session, false).await?;
     while let Some(event) = events.message().await.map_err(|status| client.explain(&status))? {
-        if timeline::is_notice(&event) {
+        // The close is in the header.
+        if timeline::is_notice(&event) && !is_close(&event) {
             if notices.len() == NOTICES_MAX {
                 note(&format!(
                     "Only the first {NOTICES_MAX} alerts and gaps are shown; `breakglass events` has them all."
@@ -117,23 +119,21 @@ async fn notices(client: &mut Client, session: &v1::Session) -> Result<VecDeque<
 async fn live(desk: &mut Desk, session: &v1::Session, timeline: &mut Timeline) -> Result<()> {
     let mut commands = commands(&mut desk.client, session, true).await?;
     let mut events = events(&mut desk.client, session, true).await?;
-    let (mut more_commands, mut closed) = (true, false);
-    while more_commands {
+    let (mut commands_go_on, mut events_go_on) = (true, true);
+    while commands_go_on || events_go_on {
         tokio::select! {
-            command = commands.message() => match command.map_err(|status| desk.client.explain(&status))? {
+            command = commands.message(), if commands_go_on => match command.map_err(|status| desk.client.explain(&status))? {
                 Some(command) => timeline.command(&mut desk.printer, &command)?,
-                None => more_commands = false,
+                None => commands_go_on = false,
             },
-            event = events.message(), if !closed => match event.map_err(|status| desk.client.explain(&status))? {
-                Some(event) if is_close(&event) => {
-                    closed = true;
+            event = events.message(), if events_go_on => match event.map_err(|status| desk.client.explain(&status))? {
+                Some(event) => {
                     timeline.notice(&mut desk.printer, &event)?;
+                    events_go_on = !is_close(&event);
                 }
-                Some(event) if timeline::is_notice(&event) => timeline.notice(&mut desk.printer, &event)?,
-                Some(_) => continue,
-                None => closed = true,
+                None => events_go_on = false,
             },
-            () = tokio::time::sleep(LAST_COMMANDS), if closed => more_commands = false,
+            () = tokio::time::sleep(LAST_ONES), if !(commands_go_on && events_go_on) => break,
         }
         desk.printer.flush()?;
     }

@@ -31,7 +31,14 @@ pub(super) fn is_notice(event: &v1::RecordedEvent) -> bool {
     let body = event.event.as_ref().and_then(|event| event.body.as_ref());
     matches!(
         body,
-        Some(Body::Alert(_) | Body::Gap(_) | Body::SessionResumed(_) | Body::ClockStep(_) | Body::ProofRefused(_))
+        Some(
+            Body::Alert(_)
+                | Body::Gap(_)
+                | Body::SessionResumed(_)
+                | Body::ClockStep(_)
+                | Body::ProofRefused(_)
+                | Body::SessionClosed(_)
+        )
     )
 }
 
@@ -89,10 +96,10 @@ impl Timeline {
         }
     }
 
-    /// Prints an alert, a gap or the like.
+    /// Prints an alert, a gap or the like; nothing for any other event.
     pub(super) fn notice(&mut self, printer: &mut Printer, event: &v1::RecordedEvent) -> Result<()> {
         if printer.is_json() {
-            return printer.json(event);
+            return if is_notice(event) { printer.json(event) } else { Ok(()) };
         }
         let Some((style, text)) = event.event.as_ref().and_then(|e| describe(printer, e.body.as_ref()?)) else {
             return Ok(());
