@@ -56,13 +56,13 @@ pub struct Cli {
 #[command(next_help_heading = "Options of every command")]
 pub struct Global {
     /// Configuration file.
-    #[arg(long, global = true, env = "BREAKGLASS_CONFIG", value_name = "FILE")]
+    #[arg(long, global = true, env = "BREAKGLASS_CONFIG", hide_env_values = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Print one JSON object a line, whole and exact, in place of text for people.
     #[arg(long, global = true)]
     pub json: bool,
-    /// When to colour. auto: on a terminal, unless NO_COLOR is set.
-    #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN")]
+    /// When to colour: auto (on a terminal, unless NO_COLOR is set), always or never.
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN", hide_possible_values = true)]
     pub color: Color,
     /// Show times in UTC, not in this machine's time zone. (JSON is always in UTC.)
     #[arg(long, global = true)]

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use comfy_table::{Attribute, Cell, CellAlignment, ColumnConstraint, ContentArrangement, presets};
+use comfy_table::{Attribute, Cell, CellAlignment, ColumnConstraint, ContentArrangement, Row, presets};
 
 use super::{Printer, Style};
 
@@ -33,9 +33,12 @@ pub struct Table {
 
 impl Table {
     /// An empty table for this output.
-    pub fn new(printer: &Printer, columns: &[Column]) -> Self {
+    pub fn new<'a>(printer: &Printer, columns: impl IntoIterator<Item = &'a Column>) -> Self {
+        let columns: Vec<&Column> = columns.into_iter().collect();
         let mut table = comfy_table::Table::new();
         table.load_style(presets::NOTHING).set_truncation_indicator("…");
+        // Cut anywhere: a text that ends at its last whole word wastes the room that is there.
+        table.set_delimiter('\0');
         table.force_no_tty();
         if printer.color {
             table.enforce_styling();
@@ -44,7 +47,9 @@ impl Table {
             table.set_content_arrangement(ContentArrangement::Dynamic);
             table.set_width(u16::try_from(width).unwrap_or(u16::MAX));
         }
-        table.set_header(columns.iter().map(|c| Cell::new(c.title).add_attribute(Attribute::Dim)));
+        let mut header = Row::from(columns.iter().map(|c| Cell::new(c.title).add_attribute(Attribute::Dim)));
+        header.max_height(1);
+        table.set_header(header);
         for (index, column) in columns.iter().enumerate() {
             if let Some(cells) = table.column_mut(index) {
                 // Two spaces between columns, none before the first.
@@ -62,7 +67,7 @@ impl Table {
 
     /// Adds a row. The texts must be harmless already.
     pub fn row(&mut self, cells: impl IntoIterator<Item = (String, Option<Style>)>) {
-        let mut row = comfy_table::Row::from(cells.into_iter().map(|(text, style)| cell(text, style)));
+        let mut row = Row::from(cells.into_iter().map(|(text, style)| cell(text, style)));
         if self.fitted {
             row.max_height(1);
         }

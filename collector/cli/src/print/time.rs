@@ -35,6 +35,12 @@ impl Zone {
         self.format(wall_ns, "%Y-%m-%d %H:%M")
     }
 
+    /// `Nov 22 09:47` for the last half year, else `2025-11-22`: as `ls` does, for narrow tables.
+    pub fn near(&self, wall_ns: i64, now_ns: i64) -> String {
+        const HALF_YEAR: Duration = Duration::from_secs(182 * 86400);
+        if between(wall_ns, now_ns) > HALF_YEAR { self.date(wall_ns) } else { self.format(wall_ns, "%b %d %H:%M") }
+    }
+
     /// `09:47:42`, for timelines.
     pub fn clock(&self, wall_ns: i64) -> String {
         self.format(wall_ns, "%H:%M:%S")
@@ -118,6 +124,8 @@ mod tests {
         assert_eq!(zone.full(NOON), "2026-11-22 12:00:00 UTC");
         assert_eq!(zone.clock(NOON), "12:00:00");
         assert_eq!(zone.minute(0), "-");
+        assert_eq!(zone.near(NOON, NOON + 1), "Nov 22 12:00");
+        assert_eq!(zone.near(NOON, i64::MAX), "2026-11-22");
         let berlin = Zone(TimeZone::fixed(jiff::tz::offset(1)));
         assert_eq!(berlin.full(NOON), "2026-11-22 13:00:00 +01");
     }

@@ -69,6 +69,9 @@ pub enum Error {
     /// Nothing of that name.
     #[error("{0}")]
     NotFound(String),
+    /// What was asked for makes no sense here.
+    #[error("{0}")]
+    Usage(String),
     /// The request makes no sense to the collector.
     #[error("the collector cannot do that: {0}")]
     BadRequest(String),
@@ -87,7 +90,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::NotConfigured | Self::Unreadable { .. } | Self::Unusable(_) | Self::Failed { .. } => 1,
-            Self::BadRequest(_) => 2,
+            Self::Usage(_) | Self::BadRequest(_) => 2,
             Self::Refused(_) => 3,
             Self::NotFound(_) => 4,
             Self::CannotConnect { .. } => 5,

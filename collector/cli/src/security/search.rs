@@ -7,7 +7,7 @@ use breakglass_api::v1;
 use clap::{Args, ValueEnum};
 use unicode_width::UnicodeWidthStr;
 
-use super::{Desk, NOTHING_FOUND};
+use super::{Desk, NOTHING_FOUND, client::Error};
 use crate::{
     config::Config,
     print::{
@@ -113,9 +113,10 @@ pub async fn run(args: &SearchArgs, config: &Config, options: &Options) -> Resul
     Ok(0)
 }
 
-fn request(args: &SearchArgs, session: String, zone: &Zone) -> Result<v1::SearchRequest> {
+fn request(args: &SearchArgs, session: String, zone: &Zone) -> Result<v1::SearchRequest, Error> {
     let now = time::now_ns();
-    let bound = |text: &Option<String>| text.as_ref().map_or(Ok(0), |text| zone.parse(text, now));
+    let read = |text: &String| zone.parse(text, now).map_err(|error| Error::Usage(format!("{error:#}")));
+    let bound = |text: &Option<String>| text.as_ref().map_or(Ok(0), read);
     Ok(v1::SearchRequest {
         text: args.text.clone(),
         host: args.host.clone().unwrap_or_default(),

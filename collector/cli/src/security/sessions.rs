@@ -8,16 +8,16 @@ use super::Desk;
 use crate::{
     config::Config,
     print::{
-        Options, Style, count, counted, note, safe, short_id,
+        Options, Printer, Style, count, note, safe, short_id,
         table::{Column, Layout, Table},
-        time::{self, Zone},
+        time,
     },
 };
 
 /// Arguments of `sessions`.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
-A session is named by its whole id, or by any end or beginning of it that is unambiguous, of six characters or more: the
+A session is named by its whole id, or by any end or beginning of it that is unambiguous, of six characters or more: the \
 first column is the end.
 
 Examples:
@@ -42,16 +42,25 @@ pub struct SessionsArgs {
     before: Option<String>,
 }
 
-const COLUMNS: &[Column] = &[
-    Column { title: "SESSION", layout: Layout::Whole },
-    Column { title: "HOST", layout: Layout::Whole },
-    Column { title: "OPERATOR", layout: Layout::Flexible },
-    Column { title: "OPENED", layout: Layout::Whole },
-    Column { title: "LASTED", layout: Layout::Number },
-    Column { title: "COMMANDS", layout: Layout::Number },
-    Column { title: "CLOSED BY", layout: Layout::Whole },
-    Column { title: "NOTICE", layout: Layout::Whole },
-    Column { title: "REASON", layout: Layout::Flexible },
+/// Terminals narrower than this, columns, are shown what fits: who, where, when, and whether there is something to look at.
+const WIDE: usize = 110;
+
+/// A column, whether narrow terminals have it, and what it says of a session.
+type Field = (Column, bool, fn(&v1::Session, &Printer, i64) -> (String, Option<Style>));
+
+const FIELDS: [Field; 10] = [
+    (Column { title: "SESSION", layout: Layout::Whole }, true, |s, _, _| (short_id(&s.id), Some(Style::Bold))),
+    (Column { title: "HOST", layout: Layout::Whole }, true, |s, _, _| (safe::text(s.hostname.as_bytes()), None)),
+    (Column { title: "OPERATOR", layout: Layout::Flexible }, true, |s, _, _| {
+        (told(s, |opened| &opened.operator), None)
+    }),
+    (Column { title: "OPENED", layout: Layout::Whole }, true, opened_at),
+    (Column { title: "LASTED", layout: Layout::Number }, true, lasted),
+    (Column { title: "CMDS", layout: Layout::Number }, false, |s, _, _| (count(s.commands), None)),
+    (Column { title: "CLOSED BY", layout: Layout::Whole }, false, ended_by),
+    (Column { title: "ALERTS", layout: Layout::Number }, true, |s, _, _| notable(s.alerts)),
+    (Column { title: "GAPS", layout: Layout::Number }, true, |s, _, _| notable(s.gaps)),
+    (Column { title: "REASON", layout: Layout::Flexible }, true, |s, _, _| (told(s, |opened| &opened.reason), None)),
 ];
 
 /// Lists sessions.
@@ -77,8 +86,12 @@ pub async fn run(args: &SessionsArgs, config: &Config, options: &Options) -> Res
         note(if args.open { "No session is open." } else { "No sessions." });
     } else {
         let now = time::now_ns();
-        let mut table = Table::new(printer, COLUMNS);
-        sessions.iter().for_each(|session| table.row(row(session, printer.zone(), now)));
+        let narrow = printer.width().is_some_and(|width| width < WIDE);
+        let fields: Vec<&Field> = FIELDS.iter().filter(|(_, always, _)| *always || !narrow).collect();
+        let mut table = Table::new(printer, fields.iter().map(|(column, _, _)| column));
+        for session in &sessions {
+            table.row(fields.iter().map(|(_, _, cell)| cell(session, printer, now)));
+        }
         table.print(printer)?;
     }
     printer.flush()?;
@@ -88,31 +101,36 @@ pub async fn run(args: &SessionsArgs, config: &Config, options: &Options) -> Res
     Ok(0)
 }
 
-fn row(session: &v1::Session, zone: &Zone, now: i64) -> [(String, Option<Style>); 9] {
-    let opened = session.opened.clone().unwrap_or_default();
-    let open = session.closed_ns == 0;
-    let end = if open { now } else { session.closed_ns };
-    [
-        (short_id(&session.id), Some(Style::Bold)),
-        (safe::text(session.hostname.as_bytes()), None),
-        (safe::text(opened.operator.as_bytes()), None),
-        (zone.minute(session.opened_ns), None),
-        (time::span(time::between(session.opened_ns, end)), None),
-        (count(session.commands), None),
-        if open {
-            ("open".to_owned(), Some(Style::Warn))
-        } else {
-            (closed_by(session.closed.as_ref()).to_owned(), None)
-        },
-        notice(session),
-        (safe::text(opened.reason.as_bytes()), None),
-    ]
+fn told(session: &v1::Session, what: fn(&v1::SessionOpened) -> &String) -> String {
+    session.opened.as_ref().map(|opened| safe::text(what(opened).as_bytes())).unwrap_or_default()
 }
 
-fn notice(session: &v1::Session) -> (String, Option<Style>) {
-    let parts = [(session.alerts, "alert"), (session.gaps, "gap")];
-    let parts: Vec<String> = parts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| counted(*n, what)).collect();
-    if parts.is_empty() { ("-".to_owned(), Some(Style::Dim)) } else { (parts.join(", "), Some(Style::Bad)) }
+/// Short for people; whole where somebody may sort or cut it.
+fn opened_at(session: &v1::Session, printer: &Printer, now: i64) -> (String, Option<Style>) {
+    let text = match printer.is_terminal() {
+        true => printer.zone().near(session.opened_ns, now),
+        false => printer.zone().minute(session.opened_ns),
+    };
+    (text, None)
+}
+
+fn lasted(session: &v1::Session, _: &Printer, now: i64) -> (String, Option<Style>) {
+    let span = |end| time::span(time::between(session.opened_ns, end));
+    match session.closed_ns {
+        0 => (format!("open {}", span(now)), Some(Style::Warn)),
+        closed => (span(closed), None),
+    }
+}
+
+fn ended_by(session: &v1::Session, _: &Printer, _: i64) -> (String, Option<Style>) {
+    match session.closed_ns {
+        0 => ("-".to_owned(), Some(Style::Dim)),
+        _ => (closed_by(session.closed.as_ref()).to_owned(), None),
+    }
+}
+
+fn notable(n: u64) -> (String, Option<Style>) {
+    if n == 0 { ("-".to_owned(), Some(Style::Dim)) } else { (count(n), Some(Style::Bad)) }
 }
 
 /// What ended a session, in a word or two.

@@ -6,3 +6,4 @@ mod refusals;
 mod replay;
 mod run;
 mod sample;
+mod terminal;

@@ -2,7 +2,7 @@
 
 use std::{
     io::Read,
-    process::Stdio,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -12,6 +12,7 @@ use crate::{
     fake::{Answers, Fake},
     run::{breakglass, printed, run},
     sample::{self, ID, OPEN_ID},
+    terminal::OnTerminal,
 };
 
 /// How long a command that prints to nobody may take to notice.
@@ -48,9 +49,15 @@ fn sessions_as_table_and_json() {
     let table = printed(&fake, &["sessions"]);
     assert_harmless(&table);
     let row = table.lines().find(|line| line.starts_with("5f2c9a1e")).unwrap();
-    for part in
-        ["web1", "alice@example.org", "2026-11-22 12:00", "14m29s", "operator", "1 alert, 12 gaps", "SSO unreachable"]
-    {
+    for part in [
+        "web1",
+        "alice@example.org",
+        "2026-11-22 12:00",
+        "14m29s",
+        "  9  operator   ",
+        "     1    12  ",
+        "SSO unreachable",
+    ] {
         assert!(row.contains(part), "{part} in {row}");
     }
     assert_eq!(printed(&fake, &["sessions", "--open"]).lines().count(), 2);
@@ -71,7 +78,8 @@ fn show_tells_who_why_and_what() {
         "operator   alice@example.org",
         "ticket     INC-4711",
         "account    breakglass (uid 990)",
-        "after 14m29s, by operator (alice@example.org); 3 processes killed in 12ms",
+        "closed     2026-11-22 12:14:29 UTC, after 14m29s",
+        "ended      by operator (alice@example.org); 3 processes killed in 12ms",
         "9,180 kernel records, 12 missing",
         "    2  12:00:04  breakglass  ok         212ms  journalctl -u postgresql -n 50",
         "    3  12:00:04  breakglass  exit 1     220ms  grep -i 'fatal error'",
@@ -164,6 +172,22 @@ fn colours_only_where_wanted() {
         assert!(!printed(&fake, args).contains('\x1b'), "{args:?} into a pipe");
         assert!(printed(&fake, &[&["--color", "always"], args].concat()).contains('\x1b'), "{args:?}");
     }
+}
+
+#[test]
+fn a_terminal_is_coloured_and_filled_but_not_overfilled() {
+    let fake = Fake::start(sample::answers());
+    let shown = |command: &mut Command| {
+        let mut terminal = OnTerminal::start(command, 80);
+        terminal.until("5f2c9a1e");
+        terminal.until("database");
+        assert_eq!(terminal.wait().code(), Some(0));
+        String::from_utf8(terminal.shown.clone()).unwrap()
+    };
+    assert!(shown(breakglass(&fake, "config.toml").env("TERM", "xterm").arg("sessions")).contains('\x1b'));
+    let plain = shown(breakglass(&fake, "config.toml").env("NO_COLOR", "1").arg("sessions"));
+    assert!(!plain.contains('\x1b'), "{plain:?}");
+    assert!(plain.contains('…') && plain.lines().all(|line| line.chars().count() <= 80), "{plain}");
 }
 
 #[test]

@@ -1,30 +1,18 @@
 //! Replay into a pipe and on a terminal.
 
-use std::{
-    fs::File,
-    io::{Read, Write},
-    os::fd::OwnedFd,
-    process::{Child, ExitStatus},
-    time::{Duration, Instant},
-};
+use std::{io::Write, time::Duration};
 
 use nix::{
-    pty::{Winsize, openpty},
-    sys::{
-        signal::{Signal, kill},
-        termios::{LocalFlags, tcgetattr},
-    },
+    sys::signal::{Signal, kill},
     unistd::Pid,
 };
 
 use crate::{
     fake::{Answers, Fake},
     run::{breakglass, printed, run},
-    sample::{self, ID, SCREEN},
+    sample::{self, ID, OPEN_ID, SCREEN},
+    terminal::OnTerminal,
 };
-
-/// How long anything on a terminal may take here.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 #[test]
 fn exact_bytes_into_a_pipe() {
@@ -64,64 +52,21 @@ fn asciicast_and_json() {
 }
 
 #[test]
+fn follows_to_the_end() {
+    let fake = Fake::start(Answers { pace: Duration::from_millis(20), ..sample::answers() });
+    assert_eq!(run(&fake, &["replay", OPEN_ID, "--follow"]).stdout, SCREEN.concat());
+    let mut terminal = OnTerminal::start(breakglass(&fake, "config.toml").args(["replay", OPEN_ID, "--follow"]), 80);
+    terminal.until("end of the recording");
+    assert_eq!(terminal.wait().code(), Some(0));
+    assert_only_draws(&terminal.shown);
+}
+
+#[test]
 fn no_terminal_is_nothing_found() {
     let mut answers = sample::answers();
     answers.sessions.iter_mut().for_each(|session| session.terminals.clear());
     let fake = Fake::start(answers);
     assert_eq!(run(&fake, &["replay", ID]).status.code(), Some(4));
-}
-
-/// The command on a pseudo terminal of its own.
-struct OnTerminal {
-    child: Child,
-    master: File,
-    // Kept open: the terminal's settings are looked at after the command has ended.
-    slave: OwnedFd,
-    shown: Vec<u8>,
-}
-
-impl OnTerminal {
-    fn start(fake: &Fake, columns: u16, args: &[&str]) -> Self {
-        let size = Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-        let pty = openpty(&size, None).unwrap();
-        let stdio = || pty.slave.try_clone().unwrap();
-        let mut command = breakglass(fake, "config.toml");
-        let child = command.args(args).stdin(stdio()).stdout(stdio()).stderr(stdio()).spawn().unwrap();
-        Self { child, master: pty.master.into(), slave: pty.slave, shown: Vec::new() }
-    }
-
-    /// Reads until the text has been shown.
-    fn until(&mut self, text: &str) {
-        let start = Instant::now();
-        while !String::from_utf8_lossy(&self.shown).contains(text) {
-            assert!(start.elapsed() < PATIENCE, "no {text:?} in {:?}", String::from_utf8_lossy(&self.shown));
-            let mut bytes = [0; 4096];
-            let n = self.master.read(&mut bytes).unwrap();
-            self.shown.extend_from_slice(&bytes[..n]);
-        }
-    }
-
-    fn is_cooked(&self) -> bool {
-        tcgetattr(&self.slave).unwrap().local_flags.contains(LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG)
-    }
-
-    fn wait(&mut self) -> ExitStatus {
-        let start = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(start.elapsed() < PATIENCE, "still running");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-}
-
-impl Drop for OnTerminal {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// Nothing that the terminal would answer, or that outlives the replay.
@@ -138,7 +83,7 @@ fn assert_only_draws(shown: &[u8]) {
 #[test]
 fn plays_on_a_terminal_and_gives_it_back() {
     let fake = Fake::start(sample::answers());
-    let mut terminal = OnTerminal::start(&fake, 60, &["replay", ID, "--speed", "100"]);
+    let mut terminal = OnTerminal::start(breakglass(&fake, "config.toml").args(["replay", ID, "--speed", "100"]), 60);
     terminal.until("end of the recording");
     assert_eq!(terminal.wait().code(), Some(0));
     assert!(terminal.is_cooked());
@@ -158,10 +103,14 @@ fn waiting() -> Fake {
     Fake::start(Answers { replay, ..sample::answers() })
 }
 
+fn wait_on_terminal(fake: &Fake) -> OnTerminal {
+    OnTerminal::start(breakglass(fake, "config.toml").args(["replay", ID, "--max-idle", "1h"]), 80)
+}
+
 #[test]
 fn keys_act_and_q_ends() {
     let fake = waiting();
-    let mut terminal = OnTerminal::start(&fake, 80, &["replay", ID, "--max-idle", "1h"]);
+    let mut terminal = wait_on_terminal(&fake);
     terminal.until("here");
     assert!(!terminal.is_cooked());
     // A cursor key and an answer of the terminal's that contain a q are no keys.
@@ -176,7 +125,7 @@ fn keys_act_and_q_ends() {
 #[test]
 fn faster_is_faster() {
     let fake = waiting();
-    let mut terminal = OnTerminal::start(&fake, 80, &["replay", ID, "--max-idle", "1h"]);
+    let mut terminal = wait_on_terminal(&fake);
     terminal.until("here");
     // An hour at 1024 times the speed is three and a half seconds.
     terminal.master.write_all(b"++++++++++").unwrap();
@@ -188,7 +137,7 @@ fn faster_is_faster() {
 fn signals_give_the_terminal_back() {
     let fake = waiting();
     for (signal, code) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130), (Signal::SIGHUP, 129)] {
-        let mut terminal = OnTerminal::start(&fake, 80, &["replay", ID, "--max-idle", "1h"]);
+        let mut terminal = wait_on_terminal(&fake);
         terminal.until("here");
         kill(Pid::from_raw(terminal.child.id() as i32), signal).unwrap();
         assert_eq!(terminal.wait().code(), Some(code));

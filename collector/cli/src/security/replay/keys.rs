@@ -1,7 +1,7 @@
 //! The reviewer's keyboard, and giving the terminal back as it was found.
 
 use std::{
-    io::{self, IsTerminal, Read, Write},
+    io::{self, IsTerminal, Read},
     sync::{Mutex, Once, PoisonError},
 };
 
@@ -82,7 +82,6 @@ fn restore() {
     if let Some(found) = FOUND.lock().unwrap_or_else(PoisonError::into_inner).take() {
         let input = io::stdin();
         // Nothing else can be done for a terminal that is gone.
-        let _ = io::stdout().flush();
         let _ = termios::tcflush(&input, FlushArg::TCIFLUSH);
         let _ = termios::tcsetattr(&input, SetArg::TCSADRAIN, &found);
     }

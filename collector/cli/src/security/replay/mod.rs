@@ -28,8 +28,9 @@ use pace::{SPEED_MAX, SPEED_MIN};
 /// Arguments of `replay`.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
-On a terminal the session plays as it happened. Keys: space stops and goes on, + and - change the speed, q ends. Only what draws
+On a terminal the session plays as it happened. Keys: space stops and goes on, + and - change the speed, q ends. Only what draws \
 reaches your terminal: requests that it would answer as if you had typed, the clipboard, titles and the like are left out.
+
 Into a pipe or file, and with --raw, come the exact bytes, all at once.
 
 Examples:
@@ -124,7 +125,10 @@ fn choose(args: &ReplayArgs, session: &v1::Session) -> Result<u64> {
     let numbered = usize::try_from(wanted).ok().and_then(|n| session.terminals.get(n.checked_sub(1)?));
     let found = numbered.or_else(|| session.terminals.iter().find(|terminal| terminal.id == wanted));
     found.map(|terminal| terminal.id).ok_or_else(|| {
-        let there = super::show::terminals(session);
+        let there = match super::show::terminals(session) {
+            none if none.is_empty() => "none yet".to_owned(),
+            some => some,
+        };
         anyhow!(super::client::Error::NotFound(format!("there is no terminal {wanted}; there are {there}")))
     })
 }

@@ -35,6 +35,7 @@ pub(super) fn print(printer: &mut Printer, session: &v1::Session) -> Result<()> 
         ("opened", printer.zone().full(session.opened_ns)),
         ("deadline", deadline(printer, session, &opened)),
         ("closed", closed(printer, session)),
+        ("ended", session.closed.as_ref().map(|closed| ending(printer, closed)).unwrap_or_default()),
         ("tier", text(&opened.tier)),
         ("recorded", recorded(session)),
         ("terminals", terminals(session)),
@@ -61,10 +62,8 @@ fn closed(printer: &Printer, session: &v1::Session) -> String {
         let lasted = time::span(time::between(session.opened_ns, time::now_ns()));
         return printer.paint(Style::Warn, &format!("still open, for {lasted}"));
     }
-    let closed = session.closed.clone().unwrap_or_default();
     let lasted = time::span(time::between(session.opened_ns, session.closed_ns));
-    let at = printer.zone().full(session.closed_ns);
-    format!("{at} after {lasted}, {}", ending(printer, &closed))
+    format!("{}, after {lasted}", printer.zone().full(session.closed_ns))
 }
 
 /// How a session ended: the cause, who, and what became of its processes.
@@ -95,13 +94,13 @@ fn recorded(session: &v1::Session) -> String {
         parts.push(format!("{} failed", count(session.failed_commands)));
     }
     if session.terminal_bytes > 0 {
-        parts.push(format!("{} of terminal", bytes(session.terminal_bytes)));
+        parts.push(format!("{} shown", bytes(session.terminal_bytes)));
     }
     if session.input_bytes > 0 {
         parts.push(format!("{} typed", bytes(session.input_bytes)));
     }
     if session.withheld_bytes > 0 {
-        parts.push(format!("{} typed unseen and not kept", bytes(session.withheld_bytes)));
+        parts.push(format!("{} typed unseen", bytes(session.withheld_bytes)));
     }
     parts.join(", ")
 }

@@ -31,7 +31,7 @@ const LAST_ONES: Duration = Duration::from_secs(2);
 /// Arguments of `show`.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
-Command lines are quoted for bash: pasted, they mean what was run. Where a program ran under another name than its own, its
+Command lines are quoted for bash: pasted, they mean what was run. Where a program ran under another name than its own, its \
 path follows in brackets.
 
 Examples:
