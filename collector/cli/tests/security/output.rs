@@ -117,6 +117,20 @@ fn show_as_json_is_lossless() {
 }
 
 #[test]
+fn an_argument_of_megabytes_is_shown_whole() {
+    let long = vec![b'x'; 5 * 1024 * 1024];
+    let commands = vec![sample::command(1, 1, "/", 0, "/bin/true", &[b"true", &long])];
+    let fake = Fake::start(Answers { commands, ..sample::answers() });
+    assert!(printed(&fake, &["show", ID]).contains(&format!("true {}\n", "x".repeat(long.len()))));
+    let lines = json_lines(&printed(&fake, &["show", ID, "--json"]));
+    let command = lines.iter().find(|line| line["type"] == "command").unwrap();
+    assert_eq!(command["exec"]["argv"][1].as_str().map(str::len), Some(long.len()));
+    // On a terminal the line is cut, and says so.
+    let mut terminal = OnTerminal::start(breakglass(&fake, "config.toml").args(["show", ID]), 80);
+    terminal.until("(5.2 MB; --full shows all)");
+}
+
+#[test]
 fn show_follows_to_the_close() {
     // A command is told of as it starts, and again as it ends.
     let mut answers = sample::answers();

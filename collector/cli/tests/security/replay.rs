@@ -27,6 +27,15 @@ fn exact_bytes_into_a_pipe() {
 }
 
 #[test]
+fn sixteen_megabytes_arrive_whole() {
+    let screen: Vec<u8> = (0..16 * 1024 * 1024_u32).map(|n| (n % 251) as u8).collect();
+    let piece = |(n, data): (usize, &[u8])| sample::item(n as i64, sample::output(data));
+    let replay = screen.chunks(60_000).enumerate().map(piece).collect();
+    let fake = Fake::start(Answers { replay, ..sample::answers() });
+    assert!(run(&fake, &["replay", ID]).stdout == screen);
+}
+
+#[test]
 fn typed_lines_and_commands_in_between() {
     let fake = Fake::start(sample::answers());
     let output = run(&fake, &["replay", ID, "--input", "--commands"]);
