@@ -28,7 +28,8 @@ impl Account {
         let home = run.folder().join(format!("home{suffix}"));
         run.note(Entry::Account(name.clone()))?;
         let home_text = home.to_str().context("a home folder that is not UTF-8")?;
-        let options = ["--create-home", "--home-dir", home_text, "--user-group", "--shell", "/bin/bash", "--no-log-init"];
+        let options =
+            ["--create-home", "--home-dir", home_text, "--user-group", "--shell", "/bin/bash", "--no-log-init"];
         account_tool("useradd", &[&options[..], &[&name]].concat())?;
         let user = User::from_name(&name)?.context("useradd made no account")?;
         // A fixed prompt, so that the end of a command's output can be told, and no history file to wait for.

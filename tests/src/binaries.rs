@@ -38,7 +38,11 @@ impl Binaries {
 
 fn in_folder(folder: &Path, name: &str) -> Result<PathBuf> {
     let path = folder.join(name);
-    ensure!(path.exists(), "{} is not there: run `cargo build --workspace` first, or `cargo xtask test`", path.display());
+    ensure!(
+        path.exists(),
+        "{} is not there: run `cargo build --workspace` first, or `cargo xtask test`",
+        path.display()
+    );
     Ok(path)
 }
 

@@ -10,8 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 use breakglass_api::{
     CONTROL_MESSAGE_MAX,
     v1::{
-        Challenge, ChallengeRequest, Closed, CloseRequest, ControlRequest, ControlResponse, OpenRequest, Opened, Refused,
-        Status, StatusRequest, control_request, control_response,
+        Challenge, ChallengeRequest, CloseRequest, Closed, ControlRequest, ControlResponse, OpenRequest, Opened,
+        Refused, Status, StatusRequest, control_request, control_response,
     },
 };
 use prost::Message;

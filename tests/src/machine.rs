@@ -5,7 +5,7 @@ use std::{fs, path::Path, process::Command};
 use anyhow::{Context, Result, bail};
 use nix::{
     mount::{MsFlags, mount},
-    sys::statfs::{BPF_FS_MAGIC, FsType, SECURITYFS_MAGIC, TRACEFS_MAGIC, statfs},
+    sys::statfs::{BPF_FS_MAGIC, FsType, SECURITYFS_MAGIC, TMPFS_MAGIC, TRACEFS_MAGIC, statfs},
     time::{ClockId, clock_gettime},
 };
 
@@ -75,8 +75,16 @@ pub fn mount_kernel_filesystems() -> Result<()> {
     Ok(())
 }
 
-fn mounted(path: &str, magic: FsType) -> bool {
-    statfs(path).is_ok_and(|found| found.filesystem_type() == magic)
+/// Mounts a memory disk of `size` ("6m") at a folder, or changes the size of the one that is there.
+pub fn mount_memory_disk(folder: &Path, size: &str) -> Result<()> {
+    let again = if mounted(folder, TMPFS_MAGIC) { MsFlags::MS_REMOUNT } else { MsFlags::empty() };
+    let options = format!("mode=0700,size={size}");
+    mount(Some("tmpfs"), folder, Some("tmpfs"), again, Some(options.as_str()))
+        .with_context(|| format!("cannot mount a memory disk at {}", folder.display()))
+}
+
+fn mounted(path: impl AsRef<Path>, magic: FsType) -> bool {
+    statfs(path.as_ref()).is_ok_and(|found| found.filesystem_type() == magic)
 }
 
 /// Nanoseconds on the boot clock.
@@ -115,11 +123,21 @@ pub fn memory_kib(pid: u32, field: &str) -> Result<u64> {
 
 /// Live processes whose real user or audit login user is `uid`.
 pub fn processes_of(uid: u32) -> Vec<Process> {
+    processes(|pid| belongs(pid, uid))
+}
+
+/// Live processes with exactly these arguments.
+pub fn processes_with(arguments: &[&str]) -> Vec<Process> {
+    let wanted: Vec<u8> = arguments.iter().flat_map(|argument| [argument.as_bytes(), b"\0"].concat()).collect();
+    processes(|pid| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|found| found == wanted))
+}
+
+fn processes(fits: impl Fn(i32) -> bool) -> Vec<Process> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
-        .filter(|pid| belongs(*pid, uid))
+        .filter(|pid| fits(*pid))
         .filter_map(|pid| Some(Process { pid, start: start_of(pid)? }))
         .collect()
 }
@@ -127,9 +145,10 @@ pub fn processes_of(uid: u32) -> Vec<Process> {
 fn belongs(pid: i32, uid: u32) -> bool {
     let by_login = fs::read_to_string(format!("/proc/{pid}/loginuid")).is_ok_and(|text| text.trim() == uid.to_string());
     let by_user = fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| {
-        status.lines().find_map(|line| line.strip_prefix("Uid:")).is_some_and(|ids| {
-            ids.split_whitespace().next() == Some(uid.to_string().as_str())
-        })
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix("Uid:"))
+            .is_some_and(|ids| ids.split_whitespace().next() == Some(uid.to_string().as_str()))
     });
     by_login || by_user
 }

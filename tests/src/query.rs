@@ -89,8 +89,7 @@ impl Query {
 
     /// Everything that all terminals of a session showed, with what is missing.
     pub fn replay(&mut self, session: &str) -> Result<Vec<ReplayItem>> {
-        let request =
-            ReplayRequest { session: session.into(), all_terminals: true, input: true, ..Default::default() };
+        let request = ReplayRequest { session: session.into(), all_terminals: true, input: true, ..Default::default() };
         self.runtime.block_on(async { collect(self.client.replay(request).await?.into_inner()).await })
     }
 

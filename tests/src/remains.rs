@@ -77,12 +77,14 @@ fn database(file: &Path, needle: &[u8]) -> Result<Vec<String>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut connection = SqliteConnectOptions::new().filename(file).read_only(true).connect().await?;
-        let tables = sqlx::query("select name from sqlite_master where type = 'table'").fetch_all(&mut connection).await?;
+        let tables =
+            sqlx::query("select name from sqlite_master where type = 'table'").fetch_all(&mut connection).await?;
         let mut places = Vec::new();
         for table in tables {
             let table: String = table.try_get(0)?;
             let quoted = table.replace('"', "\"\"");
-            let columns = sqlx::query("select name from pragma_table_info(?)").bind(&table).fetch_all(&mut connection).await?;
+            let columns =
+                sqlx::query("select name from pragma_table_info(?)").bind(&table).fetch_all(&mut connection).await?;
             for column in columns {
                 let column: String = column.try_get(0)?;
                 let query = format!("select cast(\"{}\" as blob) from \"{quoted}\"", column.replace('"', "\"\""));
@@ -91,7 +93,9 @@ fn database(file: &Path, needle: &[u8]) -> Result<Vec<String>> {
                 for row in rows {
                     let value: Option<Vec<u8>> = row.try_get(0)?;
                     let value = value.unwrap_or_default();
-                    if find(&value, needle).is_some() || frames(&value)?.iter().any(|batch| find(batch, needle).is_some()) {
+                    if find(&value, needle).is_some()
+                        || frames(&value)?.iter().any(|batch| find(batch, needle).is_some())
+                    {
                         places.push(format!("{}: table {table}, column {column}", file.display()));
                     }
                 }
@@ -112,7 +116,8 @@ mod tests {
 
     fn frame(secret: &[u8]) -> Vec<u8> {
         let exec = Exec { argv: vec![secret.to_vec(); 50], ..Exec::default() };
-        let batch = Batch { events: vec![Event { body: Some(Body::Exec(exec)), ..Event::default() }], ..Batch::default() };
+        let batch =
+            Batch { events: vec![Event { body: Some(Body::Exec(exec)), ..Event::default() }], ..Batch::default() };
         let header = Header {
             stream_id: [1; 16],
             boot_id: [2; 16],

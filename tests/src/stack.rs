@@ -40,6 +40,8 @@ pub struct Options {
     pub relay: bool,
     /// Whether the agent knows a collector at all.
     pub ship: bool,
+    /// Size of a memory disk for the agent's state, as mount(8) takes it, such as "6m"; none: it lies where the rest does.
+    pub state_disk: Option<&'static str>,
 }
 
 impl Default for Options {
@@ -51,6 +53,7 @@ impl Default for Options {
             max_ttl: "1h".into(),
             relay: false,
             ship: true,
+            state_disk: None,
         }
     }
 }
@@ -100,10 +103,15 @@ impl Stack {
         let relay = if options.relay { Some(Proxy::start(collector_address)?) } else { None };
         enrol(&run, &binaries)?;
         make_operator(&run)?;
+        if let Some(size) = options.state_disk {
+            let state = run.make("state", 0o700)?;
+            run.note(Entry::Mount(state.clone()))?;
+            machine::mount_memory_disk(&state, size)?;
+        }
         run.note(Entry::Path(pins(&run)))?;
         let reached = relay.as_ref().map_or(collector_address, Proxy::address);
         fs::write(run.folder().join("agent.toml"), agent_config(&run, &account, &sshd, &options, reached))?;
-        let agent = start_agent(&run, &binaries)?;
+        let agent = start_agent(&run, &binaries, &[])?;
         let mut stack = Self { binaries, account, sshd, collector, collector_address, relay, agent, options, run };
         stack.wait_until_ready()?;
         stack.write_cli_config()?;
@@ -164,10 +172,16 @@ impl Stack {
 
     /// Starts the agent again and waits until it is ready.
     pub fn start_agent(&mut self) -> Result<()> {
-        self.agent = start_agent(&self.run, &self.binaries)?;
+        self.start_agent_under(&[])?;
         self.wait_until_ready()?;
         // A free port was taken anew.
         self.write_cli_config()
+    }
+
+    /// Starts the agent through another program that runs what follows its own arguments, and does not wait.
+    pub fn start_agent_under(&mut self, wrapper: &[&str]) -> Result<()> {
+        self.agent = start_agent(&self.run, &self.binaries, wrapper)?;
+        Ok(())
     }
 
     /// Starts the collector again at the same address.
@@ -192,7 +206,8 @@ impl Stack {
         })
     }
 
-    fn wait_until_ready(&mut self) -> Result<()> {
+    /// Waits until the agent answers; fails at once if it ends.
+    pub fn wait_until_ready(&mut self) -> Result<()> {
         let socket = self.socket();
         let agent = &mut self.agent;
         let ready = poll::until("the agent to be ready", poll::SOON, || {
@@ -274,8 +289,16 @@ fn make_operator(run: &Run) -> Result<()> {
     Ok(())
 }
 
-fn start_agent(run: &Run, binaries: &Binaries) -> Result<Daemon> {
-    Daemon::start(run, "agent", Command::new(&binaries.agent).arg("run").arg("--config").arg(run.folder().join("agent.toml")))
+fn start_agent(run: &Run, binaries: &Binaries, wrapper: &[&str]) -> Result<Daemon> {
+    let mut command = match wrapper.split_first() {
+        Some((program, arguments)) => {
+            let mut command = Command::new(program);
+            command.args(arguments).arg(&binaries.agent);
+            command
+        }
+        None => Command::new(&binaries.agent),
+    };
+    Daemon::start(run, "agent", command.arg("run").arg("--config").arg(run.folder().join("agent.toml")))
 }
 
 fn agent_config(run: &Run, account: &Account, sshd: &Sshd, options: &Options, collector: SocketAddr) -> String {

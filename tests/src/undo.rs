@@ -221,7 +221,8 @@ fn remove_account(name: &str) -> Result<()> {
         Ok(machine::processes_of(user.uid.as_raw()).is_empty())
     })?;
     account_tool("userdel", &[name])?;
-    for left in [format!("/run/sudo/ts/{name}"), format!("/run/sudo/ts/{}", user.uid), format!("/var/lib/sudo/lectured/{name}")]
+    for left in
+        [format!("/run/sudo/ts/{name}"), format!("/run/sudo/ts/{}", user.uid), format!("/var/lib/sudo/lectured/{name}")]
     {
         remove_path(Path::new(&left))?;
     }
@@ -282,7 +283,8 @@ fn watch_signals() -> Result<()> {
     static WATCH: OnceLock<Result<(), String>> = OnceLock::new();
     WATCH
         .get_or_init(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
             thread::Builder::new()
                 .name("signals".into())
                 .spawn(move || match runtime.block_on(next_signal()) {

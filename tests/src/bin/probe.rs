@@ -58,9 +58,8 @@ fn main() -> Result<()> {
 fn execs(count: u64, program: &str, rate: u64) -> Result<()> {
     let start = Instant::now();
     for number in 0..count {
-        if rate > 0 {
-            let due = Duration::from_nanos(number * 1_000_000_000 / rate);
-            thread::sleep(due.saturating_sub(start.elapsed()));
+        if let Some(due) = (number * 1_000_000_000).checked_div(rate) {
+            thread::sleep(Duration::from_nanos(due).saturating_sub(start.elapsed()));
         }
         let mut command = Command::new(program);
         command.arg(OsStr::from_bytes(number.to_string().as_bytes()));
@@ -84,7 +83,11 @@ fn flood(bytes: usize) -> Result<()> {
     while left > 0 {
         piece.clear();
         while piece.len() < 60 * 1024 {
-            writeln!(piece, "{line:012} the quick brown fox jumps over the lazy dog {:016x}", line.wrapping_mul(0x9e37_79b9_7f4a_7c15))?;
+            writeln!(
+                piece,
+                "{line:012} the quick brown fox jumps over the lazy dog {:016x}",
+                line.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            )?;
             line += 1;
         }
         let length = left.min(piece.len());
