@@ -67,7 +67,11 @@ pub fn allow_sudo(run: &Run, account: &Account, password: &str, own_terminal: bo
         Ok(true) => format!("@include common-{kind}\n"),
         _ => format!("{kind} required pam_permit.so\n"),
     });
-    let auth = format!("auth required pam_exec.so expose_authtok quiet {}\n", check.display());
+    // pam_exec reports a wrong password as a broken system; pam_deny turns that into a wrong password.
+    let auth = format!(
+        "auth [success=done default=ignore] pam_exec.so seteuid quiet expose_authtok {}\nauth required pam_deny.so\n",
+        check.display()
+    );
     fs::write(&service, format!("#%PAM-1.0\n{auth}{}", rest.concat()))?;
 
     let name = &account.name;

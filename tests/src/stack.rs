@@ -122,7 +122,7 @@ impl Stack {
     pub fn with<T>(options: Options, test: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         let mut stack = Self::start(options)?;
         let result = test(&mut stack).and_then(|value| stack.check_no_panic().map(|()| value));
-        result.map_err(|error| anyhow!("{error:?}\n\n{}\n{}", stack.agent.tail(), stack.collector.tail()))
+        result.map_err(|error| anyhow!("{error:#}\n\n{}\n{}", stack.agent.tail(), stack.collector.tail()))
     }
 
     /// The name that operators call the host.

@@ -92,5 +92,5 @@ fn run(test: &Test) -> Result<(), Failed> {
         }
         Company::Any => (test.run)(),
     };
-    result.map_err(|error| Failed::from(format!("{error:?}")))
+    result.map_err(|error| Failed::from(format!("{error:#}")))
 }
