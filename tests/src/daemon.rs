@@ -19,6 +19,19 @@ use crate::{
     undo::{Entry, Run},
 };
 
+/// Writes a new process down in the run's undo list; ends it where that fails.
+pub fn noted(run: &Run, mut child: Child) -> Result<Child> {
+    let pid = i32::try_from(child.id())?;
+    // A process that has ended already needs no undoing.
+    let Some(start) = machine::start_of(pid) else { return Ok(child) };
+    if let Err(error) = run.note(Entry::Process { pid, start }) {
+        child.kill()?;
+        child.wait()?;
+        return Err(error);
+    }
+    Ok(child)
+}
+
 /// How much of a log goes into an error message, in lines.
 const TAIL: usize = 30;
 
@@ -47,11 +60,8 @@ impl Daemon {
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;
-        let daemon = Self { name, child, log: path, log_start };
-        if let Some(start) = machine::start_of(daemon.child.id() as i32) {
-            run.note(Entry::Process { pid: daemon.child.id() as i32, start })?;
-        }
-        Ok(daemon)
+        let child = noted(run, child)?;
+        Ok(Self { name, child, log: path, log_start })
     }
 
     /// Its process number.

@@ -127,7 +127,8 @@ impl Stack {
         machine::run(self.breakglass().args(arguments))
     }
 
-    fn write_known_hosts(&self, opened: &Opened) -> Result<()> {
+    /// Lets the operator's ssh know the host's keys.
+    pub fn write_known_hosts(&self, opened: &Opened) -> Result<()> {
         let lines = opened.ssh_host_keys.iter().map(|key| format!("[127.0.0.1]:{} {key}\n", opened.ssh_port));
         fs::write(self.path("operator/known_hosts"), lines.collect::<String>()).context("cannot write known_hosts")
     }

@@ -27,7 +27,7 @@ pub fn places(folder: &Path, needle: &[u8]) -> Result<Vec<String>> {
         if find(&bytes, needle).is_some() {
             places.push(format!("{} as it lies", file.display()));
         }
-        if frames(&bytes)?.iter().any(|batch| find(batch, needle).is_some()) {
+        if frames(&bytes)?.iter().any(|frame| find(&frame.batch, needle).is_some()) {
             places.push(format!("{} inside a frame", file.display()));
         }
         if bytes.starts_with(SQLITE_MAGIC) {
@@ -37,26 +37,37 @@ pub fn places(folder: &Path, needle: &[u8]) -> Result<Vec<String>> {
     Ok(places)
 }
 
-/// The decompressed batches of the frames that lie in `bytes`, whatever is between them.
-pub fn frames(bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
-    let mut batches = Vec::new();
+/// A frame that was found.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Its size, bytes.
+    pub bytes: usize,
+    /// Its batch, decompressed.
+    pub batch: Vec<u8>,
+}
+
+/// The frames that lie in `bytes`, whatever is between them.
+pub fn frames(bytes: &[u8]) -> Result<Vec<Found>> {
+    let mut found_frames = Vec::new();
     let mut at = 0;
     while let Some(found) = bytes.get(at..).and_then(|rest| find(rest, FRAME_MAGIC)) {
         at += found;
         let frame = frame_len(&bytes[at..]).ok().and_then(|length| bytes.get(at..at + length)).map(Frame::parse);
         match frame {
             Some(Ok(frame)) => {
-                batches.push(frame.batch()?.encode_to_vec());
-                at += frame_len(&bytes[at..])?;
+                let length = frame_len(&bytes[at..])?;
+                found_frames.push(Found { bytes: length, batch: frame.batch()?.encode_to_vec() });
+                at += length;
             }
             // The magic by chance, or a frame that is not whole.
             _ => at += FRAME_MAGIC.len(),
         }
     }
-    Ok(batches)
+    Ok(found_frames)
 }
 
-fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+/// Every file below a folder.
+pub fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -94,7 +105,7 @@ fn database(file: &Path, needle: &[u8]) -> Result<Vec<String>> {
                     let value: Option<Vec<u8>> = row.try_get(0)?;
                     let value = value.unwrap_or_default();
                     if find(&value, needle).is_some()
-                        || frames(&value)?.iter().any(|batch| find(batch, needle).is_some())
+                        || frames(&value)?.iter().any(|frame| find(&frame.batch, needle).is_some())
                     {
                         places.push(format!("{}: table {table}, column {column}", file.display()));
                     }
@@ -138,7 +149,7 @@ mod tests {
         bytes.extend(b"tail");
         let batches = frames(&bytes).unwrap();
         assert_eq!(batches.len(), 1);
-        assert!(find(&batches[0], b"correct horse").is_some());
+        assert!(find(&batches[0].batch, b"correct horse").is_some());
     }
 
     #[test]

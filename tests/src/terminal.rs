@@ -13,10 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use nix::pty::{Winsize, openpty};
 
-use crate::{
-    machine, poll,
-    undo::{Entry, Run},
-};
+use crate::{daemon::noted, machine, poll, undo::Run};
 
 /// How much of what was seen goes into an error message, bytes.
 const TAIL: usize = 1500;
@@ -82,9 +79,7 @@ impl Terminal {
     }
 
     fn attach(run: &Run, child: Child, input: File, output: OwnedFd) -> Result<Self> {
-        if let Some(start) = machine::start_of(child.id() as i32) {
-            run.note(Entry::Process { pid: child.id() as i32, start })?;
-        }
+        let child = noted(run, child)?;
         let seen = Arc::new(Seen::default());
         let reading = Arc::clone(&seen);
         thread::Builder::new().name("terminal".into()).spawn(move || reading.read(File::from(output)))?;

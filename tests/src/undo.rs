@@ -16,12 +16,15 @@ use std::{
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     process::Command,
-    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::{
     fcntl::{Flock, FlockArg},
     mount::{MntFlags, umount2},
@@ -62,6 +65,12 @@ pub enum Entry {
     Mount(PathBuf),
 }
 
+/// How long a step that was written down already may take to come true; `useradd` is the slowest.
+const IN_FLIGHT: Duration = Duration::from_millis(300);
+
+/// Set before anything is taken back because of a signal.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
 /// A run's folder and the list of what else it made.
 #[derive(Debug)]
 pub struct Run {
@@ -96,7 +105,10 @@ impl Run {
     }
 
     /// Writes down how to take something back.
+    ///
+    /// Fails once everything is being taken back because of a signal, so that nothing new is made then.
     pub fn note(&self, entry: Entry) -> Result<()> {
+        ensure!(!interrupted(), "interrupted");
         let mut line = serde_json::to_vec(&entry)?;
         line.push(b'\n');
         let mut undo = self.undo.lock().unwrap_or_else(PoisonError::into_inner);
@@ -159,19 +171,14 @@ pub fn account_tool(program: &str, arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Whether a signal has asked this process to end.
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::SeqCst)
+}
+
+/// Carries out a folder's list and removes it.
 fn undo(folder: &Path) -> Vec<String> {
-    let mut text = String::new();
-    let mut problems = Vec::new();
-    if let Err(error) = File::open(folder.join("undo")).and_then(|mut file| file.read_to_string(&mut text)) {
-        problems.push(format!("cannot read the undo file: {error}"));
-    }
-    for line in text.lines().rev() {
-        // A line that was cut by a crash names something that was not made yet.
-        let Ok(entry) = serde_json::from_str::<Entry>(line) else { continue };
-        if let Err(error) = take_back(&entry) {
-            problems.push(format!("{entry:?}: {error:#}"));
-        }
-    }
+    let mut problems = carry_out(folder);
     // Left standing where something failed, so that the next sweep tries again.
     if problems.is_empty()
         && let Err(error) = fs::remove_dir_all(folder)
@@ -179,6 +186,16 @@ fn undo(folder: &Path) -> Vec<String> {
         problems.push(format!("cannot remove it: {error}"));
     }
     problems
+}
+
+fn carry_out(folder: &Path) -> Vec<String> {
+    let text = match fs::read_to_string(folder.join("undo")) {
+        Ok(text) => text,
+        Err(error) => return vec![format!("cannot read the undo file: {error}")],
+    };
+    // A line that was cut by a crash names something that was not made yet.
+    let entries = text.lines().rev().filter_map(|line| serde_json::from_str::<Entry>(line).ok());
+    entries.filter_map(|entry| take_back(&entry).err().map(|error| format!("{entry:?}: {error:#}"))).collect()
 }
 
 fn take_back(entry: &Entry) -> Result<()> {
@@ -313,12 +330,19 @@ async fn next_signal() -> std::io::Result<i32> {
 }
 
 fn undo_all() {
+    INTERRUPTED.store(true, Ordering::SeqCst);
     let folders: Vec<PathBuf> = live().drain(..).collect();
-    if !folders.is_empty() {
-        eprintln!("\ninterrupted; taking everything back");
+    if folders.is_empty() {
+        return;
     }
-    for folder in folders {
-        report(&folder, undo(&folder));
+    eprintln!("\ninterrupted; taking everything back");
+    // Twice: another thread may be making what it has already written down.
+    for folder in &folders {
+        carry_out(folder);
+    }
+    thread::sleep(IN_FLIGHT);
+    for folder in &folders {
+        report(folder, undo(folder));
     }
 }
 
