@@ -117,7 +117,10 @@ async fn send(address: SocketAddr, host: &std::path::Path, frames: Vec<Vec<u8>>,
     });
     while let Some(answer) = answers.next().await {
         match answer?.body {
-            Some(collector_message::Body::Ack(ack)) if ack.seq == last => return Ok(drop(sending.await?)),
+            Some(collector_message::Body::Ack(ack)) if ack.seq == last => {
+                sending.await?;
+                return Ok(());
+            }
             Some(collector_message::Body::Refusal(refusal)) => bail!("refused: {refusal:?}"),
             _ => {}
         }
