@@ -1,2 +1,57 @@
-//! Placeholder.
-fn main() {}
+//! Everything that is done with this repository, as one command: `cargo xtask --help`.
+
+#![forbid(unsafe_code)]
+
+mod build;
+mod lab;
+mod packages;
+mod run;
+mod test;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Build, test, demonstrate and measure Breakglass.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Check format and lints, and run every test: unit, property, end to end on this kernel
+    Test(test::TestArgs),
+    /// Break the glass on this machine, work in it, close it, and show what security sees
+    Demo(run::DemoArgs),
+    /// Measure against the budgets: overhead, latency, throughput, size, memory
+    Bench(run::BenchArgs),
+    /// Run tests in virtual machines with stock Debian kernels
+    Lab(lab::LabArgs),
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().task {
+        Task::Test(args) => test::run(&args),
+        Task::Demo(args) => run::demo(&args),
+        Task::Bench(args) => run::bench(&args),
+        Task::Lab(args) => lab::run(args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn every_task_says_in_one_line_what_it_does() {
+        Cli::command().debug_assert();
+        for task in Cli::command().get_subcommands() {
+            let about = task.get_about().map(ToString::to_string).unwrap_or_default();
+            assert!(!about.is_empty() && !about.contains('\n'), "{}", task.get_name());
+        }
+    }
+}

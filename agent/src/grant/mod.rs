@@ -1,1 +1,227 @@
-//! Placeholder.
+//! Whether a proof allows to break the glass. Pure functions: clock, randomness and files are arguments.
+//!
+//! What is signed is defined in [`breakglass_api::grant`]. The checks, in their order; each has its own code, and each
+//! message says what is wrong and what to do. What costs little comes first, the arithmetic last, and only what has
+//! passed everything uses up its nonce.
+//!
+//! | code | refused because |
+//! |---|---|
+//! | `bad-text` | the text is not in its one spelling |
+//! | `other-host`, `other-boot` | it answers another host's challenge, or one from before a reboot |
+//! | `forged-nonce`, `stale-nonce`, `replayed-nonce` | its nonce is not this agent's, too old, or used |
+//! | `no-reason` | it gives no reason |
+//! | `ttl-too-short`, `ttl-too-long` | its length is zero or above policy |
+//! | `bad-signature` | the signature cannot be read, or does not fit text and key |
+//! | `certificate` | a certificate or its authority signed |
+//! | `wrong-namespace` | it was signed for something else |
+//! | `unknown-signer` | allowed_signers does not list key and name together |
+//! | `namespace-not-allowed`, `not-valid-now` | the line lists them, but not for this or not now |
+//! | `weak-key` | the key's type or size is not taken |
+//! | `wrong-application`, `no-presence` | the FIDO key is not for SSH, or nobody touched it |
+//! | `too-many-grants` | more grants were verified within a minute than can be remembered |
+//!
+//! Refusals tell a caller who already has a public key whether it is listed. That is accepted: public keys open nothing,
+//! and in an emergency the reason for a refusal is worth more.
+
+pub mod nonce;
+mod pattern;
+pub mod proof;
+pub mod signers;
+mod sshsig;
+use std::{fmt, time::Duration};
+
+use breakglass_api::{
+    CLOSE_NAMESPACE, GRANT_NAMESPACE,
+    grant::{Claim, CloseText, GrantText, TextError},
+};
+
+use self::{
+    nonce::{NonceError, Nonces, VALID_SECONDS},
+    proof::Signer,
+    signers::AllowedSigners,
+};
+
+/// Why something is not done, for the caller and for the record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Stable word, such as `unknown-signer`.
+    pub code: &'static str,
+    /// A sentence: what is wrong and what to do.
+    pub message: String,
+}
+
+impl Refusal {
+    /// A refusal with its sentence.
+    pub fn new(code: &'static str, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code, self.message)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// What the host holds a proof against.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// This host.
+    pub host_id: String,
+    /// This boot of it.
+    pub boot_id: [u8; 16],
+    /// Longest session.
+    pub max_ttl: Duration,
+}
+
+/// What both clocks showed when the proof arrived.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    /// `CLOCK_BOOTTIME`, nanoseconds.
+    pub boot_ns: u64,
+    /// Unix time, seconds.
+    pub wall_s: i64,
+}
+
+/// A text and the armoured SSHSIG over it, as they came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signed {
+    /// What was signed.
+    pub text: Vec<u8>,
+    /// The signature.
+    pub signature: Vec<u8>,
+}
+
+/// Permission to break the glass. Its nonce is used up.
+#[derive(Clone, Debug)]
+pub struct VerifiedGrant {
+    /// What was asked for.
+    pub text: GrantText,
+    /// Who asked.
+    pub signer: Signer,
+    /// The bytes, for the record.
+    pub signed: Signed,
+}
+
+/// Permission to close a session. Its nonce is used up.
+#[derive(Clone, Debug)]
+pub struct VerifiedClose {
+    /// What was asked for.
+    pub text: CloseText,
+    /// Who asked.
+    pub signer: Signer,
+    /// The bytes, for the record.
+    pub signed: Signed,
+}
+
+impl VerifiedGrant {
+    /// Length of the session.
+    pub fn ttl(&self) -> Duration {
+        Duration::from_secs(self.text.ttl_seconds)
+    }
+}
+
+/// Checks a request to break the glass.
+pub fn verify_grant(
+    signed: Signed,
+    policy: &Policy,
+    signers: &AllowedSigners,
+    nonces: &Nonces,
+    clock: Clock,
+) -> Result<VerifiedGrant, Refusal> {
+    let text = GrantText::parse(&signed.text).map_err(bad_text)?;
+    check_claim(&text.claim, policy, nonces, clock)?;
+    check_terms(&text, policy)?;
+    let signer = check_signature(&signed, GRANT_NAMESPACE, &text.claim, signers, clock)?;
+    nonces.claim(&text.claim.nonce, clock.boot_ns).map_err(refused_nonce)?;
+    Ok(VerifiedGrant { text, signer, signed })
+}
+
+/// Checks a request to close a session.
+pub fn verify_close(
+    signed: Signed,
+    policy: &Policy,
+    signers: &AllowedSigners,
+    nonces: &Nonces,
+    clock: Clock,
+) -> Result<VerifiedClose, Refusal> {
+    let text = CloseText::parse(&signed.text).map_err(bad_text)?;
+    check_claim(&text.claim, policy, nonces, clock)?;
+    let signer = check_signature(&signed, CLOSE_NAMESPACE, &text.claim, signers, clock)?;
+    nonces.claim(&text.claim.nonce, clock.boot_ns).map_err(refused_nonce)?;
+    Ok(VerifiedClose { text, signer, signed })
+}
+
+fn check_claim(claim: &Claim, policy: &Policy, nonces: &Nonces, clock: Clock) -> Result<(), Refusal> {
+    if claim.host_id != policy.host_id {
+        return Err(Refusal::new(
+            "other-host",
+            format!(
+                "the text is for the host {} ({}), this is {}; ask this host for a challenge",
+                claim.host_id, claim.host_name, policy.host_id
+            ),
+        ));
+    }
+    if claim.boot_id != policy.boot_id {
+        return Err(Refusal::new(
+            "other-boot",
+            "the host was rebooted since its challenge; ask for a new one and sign again",
+        ));
+    }
+    nonces.check(&claim.nonce, clock.boot_ns).map_err(refused_nonce)
+}
+
+fn check_terms(text: &GrantText, policy: &Policy) -> Result<(), Refusal> {
+    if text.reason.is_empty() {
+        return Err(Refusal::new("no-reason", "the request gives no reason; say why with --reason"));
+    }
+    if text.ttl_seconds == 0 {
+        return Err(Refusal::new("ttl-too-short", "the request is for no time at all; ask for longer with --ttl"));
+    }
+    let max = policy.max_ttl.as_secs();
+    if text.ttl_seconds > max {
+        return Err(Refusal::new(
+            "ttl-too-long",
+            format!("the request is for {} s, this host allows {max} s; ask for less with --ttl", text.ttl_seconds),
+        ));
+    }
+    Ok(())
+}
+
+fn check_signature(
+    signed: &Signed,
+    namespace: &str,
+    claim: &Claim,
+    signers: &AllowedSigners,
+    clock: Clock,
+) -> Result<Signer, Refusal> {
+    proof::verify(&signed.text, &signed.signature, namespace, &claim.operator, signers, clock.wall_s)
+}
+
+fn bad_text(error: TextError) -> Refusal {
+    Refusal::new("bad-text", format!("the signed text is not understood: {error}; use a client of this host's version"))
+}
+
+fn refused_nonce(error: NonceError) -> Refusal {
+    match error {
+        NonceError::Forged => Refusal::new(
+            "forged-nonce",
+            "the challenge is not from this agent, or the agent was restarted since; ask for a new one and sign again",
+        ),
+        NonceError::Stale => Refusal::new(
+            "stale-nonce",
+            format!("the challenge is older than {VALID_SECONDS} s; ask for a new one and sign again"),
+        ),
+        NonceError::Replayed => {
+            Refusal::new("replayed-nonce", "the request was used before; ask for a new challenge and sign again")
+        }
+        NonceError::Full => {
+            Refusal::new("too-many-grants", format!("too many requests were granted in a row; wait {VALID_SECONDS} s"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,2 +1,3 @@
 //! Placeholder.
+pub mod clock;
 pub mod source;

@@ -1,1 +1,11 @@
-//! Placeholder.
+//! The life of a session: open, deadline, closing, and what a restart finds.
+
+pub mod clock;
+pub mod intent;
+pub mod machine;
+pub mod manager;
+pub mod processes;
+pub mod ungranted;
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod frame;
+pub mod grant;
 
 /// Version 1 of the protocol, generated from `proto/breakglass/v1`.
 #[allow(missing_docs, clippy::all, reason = "generated; documented in the .proto files")]

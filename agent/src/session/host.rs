@@ -1,0 +1,142 @@
+//! The real machine behind a session: this host's account, kernel programs and processes.
+
+use std::sync::{Mutex, PoisonError};
+
+use uuid::Uuid;
+
+use super::{
+    clock,
+    machine::{Counts, Machine, MachineError, RINGS},
+    processes::{self, Hunt, ProcessId},
+};
+use crate::{
+    account::{Account, keys::KeyGrant},
+    config::Tier,
+    kernel::Kernel,
+};
+
+/// This host.
+pub struct Host {
+    boot_id: [u8; 16],
+    account: Account,
+    tier: Tier,
+    minimum: Tier,
+    /// Absent where nothing could be loaded; then with the reason.
+    kernel: Result<Mutex<Kernel>, String>,
+}
+
+impl Host {
+    /// `kernel` is the loaded programs, or why there are none. No session is opened below `minimum`.
+    pub fn new(boot_id: [u8; 16], account: Account, kernel: Result<Kernel, String>, minimum: Tier) -> Self {
+        let tier = kernel.as_ref().map_or(Tier::None, |kernel| kernel.info().tier);
+        Self { boot_id, account, tier, minimum, kernel: kernel.map(Mutex::new) }
+    }
+
+    /// Removes the programs from the kernel, for a stop after which nothing is to be recorded.
+    pub fn unload(&self) -> Result<(), MachineError> {
+        self.with_kernel(Kernel::unload)
+    }
+
+    /// Does nothing where there are no programs: whether that is allowed was decided before.
+    fn with_kernel<E: std::fmt::Display>(
+        &self,
+        act: impl FnOnce(&mut Kernel) -> Result<(), E>,
+    ) -> Result<(), MachineError> {
+        match &self.kernel {
+            Ok(kernel) => {
+                act(&mut kernel.lock().unwrap_or_else(PoisonError::into_inner)).map_err(|e| MachineError(e.to_string()))
+            }
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn tagged(&self, slot: u32) -> Vec<ProcessId> {
+        let Ok(kernel) = &self.kernel else { return Vec::new() };
+        match kernel.lock().unwrap_or_else(PoisonError::into_inner).tagged(slot) {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::error!(%error, "the kernel's list of the session's tasks cannot be read; the account's uid is searched alone");
+                Vec::new()
+            }
+        }
+    }
+}
+
+impl Machine for Host {
+    fn boot_ns(&self) -> u64 {
+        clock::boot_ns()
+    }
+
+    fn boot_id(&self) -> String {
+        hex::encode(self.boot_id)
+    }
+
+    fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    fn account(&self) -> (String, u32) {
+        (self.account.name().to_owned(), self.account.uid())
+    }
+
+    fn can_record(&self) -> Result<(), MachineError> {
+        if self.tier >= self.minimum {
+            return Ok(());
+        }
+        let why = self.kernel.as_ref().err().map(|why| format!(" ({why})")).unwrap_or_default();
+        Err(MachineError(format!(
+            "the kernel allows tier {}{why}, kernel.minimum_tier asks for {}; see `breakglass-agent doctor`",
+            self.tier, self.minimum
+        )))
+    }
+
+    fn enable(&self, session: Uuid, key: &str, deadline_boot_ns: u64) -> Result<String, MachineError> {
+        let grant = KeyGrant { session, boot_id: self.boot_id, deadline_boot_ns, key: key.to_owned() };
+        self.account.enable(&grant).map_err(|e| MachineError(e.to_string()))?;
+        Ok("shadow entry opened, key source set".into())
+    }
+
+    fn lock(&self) -> Result<String, MachineError> {
+        self.account.lock().map_err(|e| MachineError(e.to_string()))?;
+        Ok("key source removed, shadow entry locked and expired".into())
+    }
+
+    fn begin_recording(&self, slot: u32) -> Result<(), MachineError> {
+        self.with_kernel(|kernel| kernel.begin_session(slot))
+    }
+
+    fn forbid_new(&self, slot: u32) -> Result<(), MachineError> {
+        self.with_kernel(|kernel| kernel.closing(slot))
+    }
+
+    fn end_processes(&self, slot: u32) -> Hunt {
+        processes::hunt(self.account.uid(), || self.tagged(slot))
+    }
+
+    fn end_recording(&self, slot: u32) -> Result<(), MachineError> {
+        self.with_kernel(|kernel| kernel.end_session(slot))
+    }
+
+    fn live(&self, slot: u32) -> Vec<ProcessId> {
+        let mut live = self.tagged(slot);
+        // sshd's own child runs as the account without ever having run a program, so it has no tag.
+        live.extend(processes::of_uid(self.account.uid()));
+        live.sort_unstable();
+        live.dedup_by_key(|process| process.tgid);
+        live
+    }
+
+    fn counts(&self) -> Counts {
+        let Ok(kernel) = &self.kernel else { return Counts::default() };
+        match kernel.lock().unwrap_or_else(PoisonError::into_inner).counters() {
+            Ok(counters) => Counts {
+                produced: std::array::from_fn(|ring: usize| counters.produced[ring]),
+                missing: std::array::from_fn(|ring: usize| counters.dropped[ring]),
+            },
+            Err(error) => {
+                tracing::error!(%error, "the kernel's counters cannot be read");
+                Counts { produced: [0; RINGS], missing: [0; RINGS] }
+            }
+        }
+    }
+}

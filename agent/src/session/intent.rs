@@ -1,0 +1,160 @@
+//! The durable note that the glass is about to be, or is, broken.
+//!
+//! Written before anything is unlocked and removed after everything is locked, so that whatever happens between the two, the
+//! next start knows what to close. Kept in the state folder, which outlives a reboot, and in the runtime folder, which still
+//! works when the disk is full or read-only; one of the two is enough. The file is JSON, one object, replaced atomically.
+
+use std::{
+    fs, io,
+    io::Write as _,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::machine::Counts;
+
+const FILE: &str = "session.json";
+
+/// Larger than any note we write; a file above it is damage.
+const SIZE_LIMIT: u64 = 64 * 1024;
+
+/// What a restarted agent needs to know of a session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Intent {
+    /// The session.
+    pub session: Uuid,
+    /// The kernel's number of it.
+    pub slot: u32,
+    /// Boot that it belongs to, hexadecimal.
+    pub boot_id: String,
+    /// When it must end, `CLOCK_BOOTTIME`, nanoseconds.
+    pub deadline_boot_ns: u64,
+    /// Who broke the glass.
+    pub operator: String,
+    /// Why.
+    pub reason: String,
+    /// End with the last process.
+    pub close_on_exit: bool,
+    /// The kernel's counters when it began.
+    pub counts: Counts,
+}
+
+/// Where intents are kept.
+#[derive(Clone, Debug)]
+pub struct IntentStore {
+    folders: [PathBuf; 2],
+}
+
+impl IntentStore {
+    /// `state` outlives a reboot; `runtime` need not.
+    pub fn new(state: &Path, runtime: &Path) -> Self {
+        Self { folders: [state.to_owned(), runtime.to_owned()] }
+    }
+
+    /// Writes the note; an error only if neither folder took it.
+    pub fn write(&self, intent: &Intent) -> io::Result<()> {
+        let text = serde_json::to_vec(intent)?;
+        let results = self.folders.each_ref().map(|folder| replace(folder, &text));
+        for (folder, result) in self.folders.iter().zip(&results) {
+            if let Err(error) = result {
+                tracing::warn!(folder = %folder.display(), %error, "cannot keep the session's note here");
+            }
+        }
+        let [state, runtime] = results;
+        state.or(runtime)
+    }
+
+    /// The note, if there is one. A damaged file is reported and treated as none: the start locks in any case.
+    pub fn read(&self) -> Option<Intent> {
+        self.folders.iter().find_map(|folder| {
+            let path = folder.join(FILE);
+            match read(&path) {
+                Ok(intent) => Some(intent),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                Err(error) => {
+                    tracing::error!(path = %path.display(), %error, "the note of an earlier session is damaged; it is ignored");
+                    None
+                }
+            }
+        })
+    }
+
+    /// Removes the note everywhere.
+    pub fn clear(&self) -> io::Result<()> {
+        let mut result = Ok(());
+        for folder in &self.folders {
+            match fs::remove_file(folder.join(FILE)) {
+                Ok(()) => sync_folder(folder)?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => result = Err(error),
+            }
+        }
+        result
+    }
+}
+
+fn read(path: &Path) -> io::Result<Intent> {
+    if fs::metadata(path)?.len() > SIZE_LIMIT {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "larger than any note we write"));
+    }
+    Ok(serde_json::from_slice(&fs::read(path)?)?)
+}
+
+/// Writes beside the file, then renames over it.
+fn replace(folder: &Path, text: &[u8]) -> io::Result<()> {
+    let mut file = tempfile::Builder::new().prefix(".session-").tempfile_in(folder)?;
+    file.write_all(text)?;
+    file.as_file().sync_all()?;
+    file.persist(folder.join(FILE))?;
+    sync_folder(folder)
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    fs::File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn intent() -> Intent {
+        Intent {
+            session: Uuid::now_v7(),
+            slot: 7,
+            boot_id: "00".into(),
+            deadline_boot_ns: 1,
+            operator: "alice@example.org".into(),
+            reason: "disk \"full\"\n".into(),
+            close_on_exit: true,
+            counts: Counts::default(),
+        }
+    }
+
+    #[test]
+    fn one_folder_is_enough() {
+        let good = tempfile::tempdir().unwrap();
+        let missing = good.path().join("missing");
+        for store in [IntentStore::new(good.path(), &missing), IntentStore::new(&missing, good.path())] {
+            let intent = intent();
+            store.write(&intent).unwrap();
+            assert_eq!(store.read(), Some(intent));
+            store.clear().unwrap();
+            assert_eq!(store.read(), None);
+        }
+        let error = IntentStore::new(&missing, &missing).write(&intent()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn damage_is_not_a_session() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = IntentStore::new(folder.path(), &folder.path().join("missing"));
+        for damaged in [&b""[..], b"{", b"{\"session\":1}", &[b'x'; 100_000]] {
+            fs::write(folder.path().join(FILE), damaged).unwrap();
+            assert_eq!(store.read(), None);
+        }
+    }
+}

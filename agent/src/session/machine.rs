@@ -1,0 +1,63 @@
+//! What a session does to the machine, as a seam: the manager decides, an implementation acts, a fake proves the decisions.
+
+use uuid::Uuid;
+
+use super::processes::{Hunt, ProcessId};
+use crate::config::Tier;
+
+/// Number of rings, as in `breakglass.v1.Ring`.
+pub const RINGS: usize = 3;
+
+/// Kernel records by ring since the rings were made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Counts {
+    /// Records that the kernel numbered.
+    pub produced: [u64; RINGS],
+    /// Of those, records that found no room.
+    pub missing: [u64; RINGS],
+}
+
+impl Counts {
+    /// What came since an earlier reading; zero where the counters began anew.
+    pub fn since(&self, base: &Self) -> Self {
+        let difference =
+            |now: &[u64; RINGS], then: &[u64; RINGS]| std::array::from_fn(|ring| now[ring].saturating_sub(then[ring]));
+        Self { produced: difference(&self.produced, &base.produced), missing: difference(&self.missing, &base.missing) }
+    }
+}
+
+/// Why the machine would not do something; a sentence that says what happened, where, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct MachineError(pub String);
+
+/// The account, the kernel programs and the processes. Every call may block and is made off the runtime's threads.
+pub trait Machine: Send + Sync + 'static {
+    /// `CLOCK_BOOTTIME`, nanoseconds.
+    fn boot_ns(&self) -> u64;
+    /// The boot's id, 32 hexadecimal digits.
+    fn boot_id(&self) -> String;
+    /// What this kernel allows.
+    fn tier(&self) -> Tier;
+    /// The account's name and uid.
+    fn account(&self) -> (String, u32);
+    /// Whether a session could be recorded now, and if not, why.
+    fn can_record(&self) -> Result<(), MachineError>;
+    /// Lets `key`, as in `authorized_keys` without options, log in until the boot clock shows `deadline_boot_ns`. Says what was done.
+    fn enable(&self, session: Uuid, key: &str, deadline_boot_ns: u64) -> Result<String, MachineError>;
+    /// Shuts every way in. Says what was done. Calling it on a locked account is no error.
+    fn lock(&self) -> Result<String, MachineError>;
+    /// From now on everything of the account and its descendants is recorded under `slot`. May be called again for a session that
+    /// an earlier agent began.
+    fn begin_recording(&self, slot: u32) -> Result<(), MachineError>;
+    /// From now on no task of `slot` may start a program or a process.
+    fn forbid_new(&self, slot: u32) -> Result<(), MachineError>;
+    /// Kills every task of `slot` and of the account.
+    fn end_processes(&self, slot: u32) -> Hunt;
+    /// The dear programs are detached, the slot's terminals and tags forgotten.
+    fn end_recording(&self, slot: u32) -> Result<(), MachineError>;
+    /// Tasks of `slot` that are alive.
+    fn live(&self, slot: u32) -> Vec<ProcessId>;
+    /// What the kernel counted so far.
+    fn counts(&self) -> Counts;
+}

@@ -1,0 +1,282 @@
+//! The manager against a fake machine and a fake journal, on the runtime's paused clock.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use breakglass_api::v1::{CloseCause, event::Body};
+use uuid::Uuid;
+
+use super::{
+    intent::IntentStore,
+    machine::{Counts, Machine, MachineError},
+    manager::{Grant, Journal, Manager, SessionError},
+    processes::{Hunt, ProcessId},
+};
+use crate::config::Tier;
+
+const BOOT: &str = "0123456789abcdef0123456789abcdef";
+
+/// Everything that happened, in order.
+type Log = Arc<Mutex<Vec<String>>>;
+
+struct FakeMachine {
+    log: Log,
+    started: tokio::time::Instant,
+    boot_id: &'static str,
+    live: Mutex<u32>,
+    fail: Mutex<Vec<&'static str>>,
+}
+
+impl FakeMachine {
+    fn act(&self, what: &'static str) -> Result<String, MachineError> {
+        let failing = {
+            let mut fail = self.fail.lock().unwrap();
+            fail.iter().position(|f| *f == what).map(|at| fail.remove(at)).is_some()
+        };
+        self.log.lock().unwrap().push(if failing { format!("{what}!") } else { what.into() });
+        if failing { Err(MachineError(format!("{what} failed"))) } else { Ok(what.into()) }
+    }
+}
+
+impl Machine for FakeMachine {
+    fn boot_ns(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_nanos()).unwrap()
+    }
+    fn boot_id(&self) -> String {
+        self.boot_id.into()
+    }
+    fn tier(&self) -> Tier {
+        Tier::Basic
+    }
+    fn account(&self) -> (String, u32) {
+        ("emergency".into(), 61000)
+    }
+    fn can_record(&self) -> Result<(), MachineError> {
+        if self.fail.lock().unwrap().contains(&"can_record") { Err(MachineError("no tier".into())) } else { Ok(()) }
+    }
+    fn enable(&self, _: Uuid, _: &str, _: u64) -> Result<String, MachineError> {
+        self.act("enable")
+    }
+    fn lock(&self) -> Result<String, MachineError> {
+        self.act("lock")
+    }
+    fn begin_recording(&self, _: u32) -> Result<(), MachineError> {
+        self.act("begin").map(drop)
+    }
+    fn forbid_new(&self, _: u32) -> Result<(), MachineError> {
+        self.act("forbid").map(drop)
+    }
+    fn end_processes(&self, _: u32) -> Hunt {
+        let killed = std::mem::take(&mut *self.live.lock().unwrap());
+        let _ = self.act("kill");
+        Hunt { killed, survivors: vec![] }
+    }
+    fn end_recording(&self, _: u32) -> Result<(), MachineError> {
+        self.act("end").map(drop)
+    }
+    fn live(&self, _: u32) -> Vec<ProcessId> {
+        (0..*self.live.lock().unwrap()).map(|n| ProcessId { tgid: n + 2, start_ns: 1 }).collect()
+    }
+    fn counts(&self) -> Counts {
+        Counts::default()
+    }
+}
+
+struct FakeJournal {
+    log: Log,
+    broken: AtomicBool,
+}
+
+impl Journal for FakeJournal {
+    async fn record(&self, _: Option<Uuid>, body: Body) -> Result<u64, String> {
+        if self.broken.load(Ordering::Relaxed) {
+            return Err("no space left on device".into());
+        }
+        let name = match body {
+            Body::SessionOpened(_) => "record opened".into(),
+            Body::SessionClosed(c) => format!("record closed {}", c.cause().as_str_name()),
+            Body::SessionResumed(_) => "record resumed".into(),
+            Body::AccountChanged(c) => format!("record account {}", if c.enabled { "on" } else { "off" }),
+            Body::Alert(a) => format!("alert {}", a.code),
+            other => format!("{other:?}"),
+        };
+        self.log.lock().unwrap().push(name);
+        Ok(1)
+    }
+    fn name_session(&self, _: u32, _: Uuid) {}
+    async fn barrier(&self) -> Result<u64, String> {
+        Ok(1)
+    }
+}
+
+struct Bench {
+    manager: Manager<FakeMachine, FakeJournal>,
+    log: Log,
+    folder: Arc<tempfile::TempDir>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self::with(Arc::new(tempfile::tempdir().unwrap()), BOOT, 0, tokio::time::Instant::now())
+    }
+
+    fn with(folder: Arc<tempfile::TempDir>, boot_id: &'static str, live: u32, started: tokio::time::Instant) -> Self {
+        let log = Log::default();
+        let machine =
+            FakeMachine { log: Arc::clone(&log), started, boot_id, live: Mutex::new(live), fail: Mutex::default() };
+        let journal = FakeJournal { log: Arc::clone(&log), broken: AtomicBool::new(false) };
+        let intents = IntentStore::new(folder.path(), folder.path());
+        Self { manager: Manager::new(Arc::new(machine), journal, intents), log, folder }
+    }
+
+    fn failing(self, what: &'static str) -> Self {
+        self.manager.machine().fail.lock().unwrap().push(what);
+        self
+    }
+
+    fn log(&self) -> Vec<String> {
+        self.log.lock().unwrap().clone()
+    }
+
+    fn noted(&self) -> bool {
+        IntentStore::new(self.folder.path(), self.folder.path()).read().is_some()
+    }
+
+    async fn until_locked(&self) {
+        let end = tokio::time::Instant::now() + Duration::from_secs(7200);
+        while self.manager.view().state != "locked" {
+            assert!(tokio::time::Instant::now() < end, "never locked: {:?}", self.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+fn grant(ttl_s: u64) -> Grant {
+    Grant {
+        operator: "alice@example.org".into(),
+        key: "ssh-ed25519 AAAA".into(),
+        key_fingerprint: "SHA256:x".into(),
+        key_type: "ssh-ed25519".into(),
+        reason: "disk full".into(),
+        ticket: String::new(),
+        ttl: Duration::from_secs(ttl_s),
+        close_on_exit: false,
+        text: vec![],
+        signature: vec![],
+        source: "test".into(),
+    }
+}
+
+fn before(log: &[String], first: &str, second: &str) {
+    let at = |what: &str| log.iter().position(|l| l == what).unwrap_or_else(|| panic!("no {what:?} in {log:?}"));
+    assert!(at(first) < at(second), "{first:?} must come before {second:?}: {log:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn recorded_before_enabled_and_locked_before_killed() {
+    let bench = Bench::new();
+    bench.manager.open(grant(60)).await.unwrap();
+    assert!(bench.noted());
+    bench.until_locked().await;
+    let log = bench.log();
+    before(&log, "record opened", "begin");
+    before(&log, "begin", "enable");
+    before(&log, "lock", "forbid");
+    before(&log, "forbid", "kill");
+    before(&log, "kill", "end");
+    before(&log, "end", "record closed CLOSE_CAUSE_DEADLINE");
+    assert!(!bench.noted());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_deadline_is_kept_to_the_tick() {
+    let bench = Bench::new();
+    let opened = bench.manager.open(grant(90)).await.unwrap();
+    bench.until_locked().await;
+    let late = bench.manager.machine().boot_ns() - opened.deadline_boot_ns;
+    assert!(late <= 100_000_000, "{late} ns late");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_open_is_refused_and_changes_nothing() {
+    let bench = Bench::new();
+    let first = bench.manager.open(grant(60)).await.unwrap();
+    let error = bench.manager.open(grant(60)).await.unwrap_err();
+    assert_eq!(error.code(), "already-open");
+    assert_eq!(bench.manager.view().session.unwrap().session, first.session);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_fails_while_opening_is_undone() {
+    for failing in ["begin", "enable"] {
+        let bench = Bench::new().failing(failing);
+        assert!(bench.manager.open(grant(60)).await.is_err());
+        let log = bench.log();
+        before(&log, &format!("{failing}!"), "lock");
+        before(&log, "lock", "record closed CLOSE_CAUSE_OPEN_FAILED");
+        assert!(!bench.noted());
+        bench.manager.open(grant(60)).await.expect("a later try works");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_recorded_is_not_opened() {
+    let bench = Bench::new();
+    bench.manager.journal().broken.store(true, Ordering::Relaxed);
+    assert!(matches!(bench.manager.open(grant(60)).await, Err(SessionError::CannotRecord(_))));
+    assert!(!bench.log().contains(&"enable".to_owned()));
+
+    let bench = Bench::new().failing("can_record");
+    assert!(matches!(bench.manager.open(grant(60)).await, Err(SessionError::CannotRecord(_))));
+    assert_eq!(bench.log(), Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_fails_is_tried_until_it_holds() {
+    let bench = Bench::new().failing("lock").failing("lock");
+    bench.manager.open(grant(60)).await.unwrap();
+    bench.manager.close(None, CloseCause::Operator, "alice").await.unwrap();
+    let end = tokio::time::Instant::now() + Duration::from_secs(60);
+    while !bench.log().contains(&"alert lock-repaired".to_owned()) {
+        assert!(tokio::time::Instant::now() < end, "{:?}", bench.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(bench.log().iter().filter(|l| *l == "lock!").count(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_exit_closes_where_asked_for() {
+    let bench = Bench::new();
+    bench.manager.open(Grant { close_on_exit: true, ..grant(3600) }).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(bench.manager.view().state, "open", "closed before anybody logged in");
+    *bench.manager.machine().live.lock().unwrap() = 2;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    *bench.manager.machine().live.lock().unwrap() = 0;
+    bench.until_locked().await;
+    assert!(bench.log().contains(&"record closed CLOSE_CAUSE_LAST_EXIT".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_closes_or_resumes() {
+    for (boot_id, live, wait_s, expected) in [
+        (BOOT, 1, 0, "record resumed"),
+        (BOOT, 0, 0, "record closed CLOSE_CAUSE_AGENT_STOP"),
+        (BOOT, 1, 61, "record closed CLOSE_CAUSE_DEADLINE"),
+        ("ffffffffffffffffffffffffffffffff", 1, 0, "record closed CLOSE_CAUSE_REBOOT"),
+    ] {
+        let first = Bench::new();
+        first.manager.open(grant(60)).await.unwrap();
+        // The first agent dies here: its note stays, its tasks would not run on.
+        let started = first.manager.machine().started - Duration::from_secs(wait_s);
+        let second = Bench::with(Arc::clone(&first.folder), boot_id, live, started);
+        second.manager.recover().await;
+        assert!(second.log().contains(&expected.to_owned()), "{expected}: {:?}", second.log());
+        assert!(!second.log().contains(&"enable".to_owned()), "a restart must never enable");
+    }
+}

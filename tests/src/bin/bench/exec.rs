@@ -1,0 +1,132 @@
+//! What running a program costs: with no agent, beside a whole glass, and inside a session.
+
+use std::{fs, process::Command};
+
+use anyhow::{Context, Result};
+use breakglass_api::v1::{Batch, event::Body};
+use breakglass_tests::{
+    machine, remains,
+    stack::{Options, Stack, pins},
+};
+use prost::Message;
+
+use crate::{
+    Effort,
+    figure::{Budget, Figure, percentile},
+};
+
+/// Rounds of one loop each without agent, at rest and tagged, so that the machine's moods hit all alike.
+const ROUNDS: u64 = 20;
+
+/// Programs run in one loop; about half a second.
+const LOOP: u64 = 1000;
+
+/// Rate at which the agent's own use of the processor is measured, programs a second, and for how many programs.
+const PACE: u64 = 1000;
+const PACED: u64 = 10_000;
+
+/// A user that is not the emergency account.
+const BYSTANDER: u32 = 65_534;
+
+pub fn measure(effort: Effort) -> Result<Vec<Figure>> {
+    let mut figures = overhead(effort)?;
+    figures.extend(load(effort)?);
+    figures.extend(size()?);
+    Ok(figures)
+}
+
+fn overhead(effort: Effort) -> Result<Vec<Figure>> {
+    Stack::with(Options::default(), |stack| {
+        let (mut none, mut rest, mut tagged) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..effort.runs(ROUNDS) {
+            stack.agent.stop()?;
+            // What a stopped agent leaves pinned would go on recording.
+            if pins(&stack.run).exists() {
+                fs::remove_dir_all(pins(&stack.run))?;
+            }
+            none.push(loop_as(stack, BYSTANDER)?);
+            stack.start_agent()?;
+            rest.push(loop_as(stack, BYSTANDER)?);
+            let opened = stack.open("measured", "10m")?;
+            tagged.push(loop_as(stack, stack.account.uid)?);
+            stack.close_and_collect(&opened)?;
+        }
+        let overhead = |with: &[f64]| with.iter().zip(&none).map(|(with, none)| (with / none - 1.0) * 100.0).collect();
+        let mut sorted = none.clone();
+        sorted.sort_by(f64::total_cmp);
+        let spread = (percentile(&sorted, 0.95) / percentile(&sorted, 0.05) - 1.0) * 100.0;
+        Ok(vec![
+            Figure::new("exec overhead, glass whole", "%", overhead(&rest), Budget::MedianAtMost(0.5)),
+            Figure::new("exec overhead, tagged, full record", "%", overhead(&tagged), Budget::MedianAtMost(3.0)),
+            Figure::new("fork and exec without an agent", "µs", none, Budget::None),
+            Figure::new("spread of that (p5 to p95), for judging the two above", "%", vec![spread], Budget::None),
+        ])
+    })
+}
+
+/// Microseconds a program, of a loop run as `uid`.
+fn loop_as(stack: &Stack, uid: u32) -> Result<f64> {
+    let mut command = Command::new(machine::program("setpriv")?);
+    command.args(["--reuid", &uid.to_string(), "--clear-groups"]).arg(stack.probe());
+    let nanoseconds: f64 = machine::run(command.args(["execs", &LOOP.to_string()]))?.trim().parse()?;
+    Ok(nanoseconds / LOOP as f64 / 1000.0)
+}
+
+/// Processor time and memory at a steady rate of recorded programs.
+fn load(effort: Effort) -> Result<Vec<Figure>> {
+    Stack::with(Options::default(), |stack| {
+        let opened = stack.open("measured", "10m")?;
+        let before = [machine::cpu_seconds(stack.agent.pid())?, machine::cpu_seconds(stack.collector.pid())?];
+        let line = format!("{} execs {} --rate {PACE}", stack.probe().display(), effort.runs(PACED));
+        let seconds = stack.ssh_run(&opened, &line)?.trim().parse::<f64>()? / 1e9;
+        stack.wait_until_acknowledged()?;
+        let after = [machine::cpu_seconds(stack.agent.pid())?, machine::cpu_seconds(stack.collector.pid())?];
+        let share = |at: usize| Some(vec![(after.get(at)? - before.get(at)?) / seconds * 100.0]);
+        let rate = effort.runs(PACED) as f64 / seconds;
+        let mebibytes = |pid, field| anyhow::Ok(vec![machine::memory_kib(pid, field)? as f64 / 1024.0]);
+        let at = format!("at {rate:.0} exec/s");
+        let figures = vec![
+            Figure::new(format!("agent, one core {at}"), "%", share(0).context("no time")?, Budget::MedianAtMost(3.0)),
+            Figure::new(format!("collector, one core {at}"), "%", share(1).context("no time")?, Budget::None),
+            Figure::new(
+                "agent memory without rings (RssAnon)",
+                "MiB",
+                mebibytes(stack.agent.pid(), "RssAnon")?,
+                Budget::MedianAtMost(24.0),
+            ),
+            Figure::new("agent memory in all (VmRSS)", "MiB", mebibytes(stack.agent.pid(), "VmRSS")?, Budget::None),
+            Figure::new("collector memory (VmRSS)", "MiB", mebibytes(stack.collector.pid(), "VmRSS")?, Budget::None),
+        ];
+        stack.close_and_collect(&opened)?;
+        Ok(figures)
+    })
+}
+
+/// Bytes in the spool for each program of a mixed lot, everything about it included: fork, exit, and the frames' own.
+fn size() -> Result<Vec<Figure>> {
+    // No two alike in a row; what administrators run.
+    const MIXED: &str = "for n in $(seq 200); do ls -l /etc >/dev/null; grep -c root /etc/passwd; id; date +%s; \
+         sed -n ${n}p /etc/services; awk -F: '{print $1}' /etc/group | sort | head -n $n | wc -l; \
+         find /etc/ssh -name '*.pub' -mtime +$n; cut -d: -f1 /etc/passwd | tail -n 3; done >/dev/null";
+    Stack::with(Options { ship: false, ..Options::default() }, |stack| {
+        let opened = stack.open("measured", "10m")?;
+        stack.ssh_run(&opened, MIXED)?;
+        stack.close()?;
+        let (mut bytes, mut execs) = (0_u64, 0_u64);
+        for file in remains::files(&stack.path("state"))? {
+            let content = fs::read(&file)?;
+            for frame in remains::frames(&content)? {
+                bytes += frame.bytes as u64;
+                let events = Batch::decode(frame.batch.as_slice())?.events;
+                execs += events.iter().filter(|event| matches!(event.body, Some(Body::Exec(_)))).count() as u64;
+            }
+        }
+        let each = vec![bytes as f64 / execs as f64];
+        Ok(vec![Figure::new(
+            format!("stored bytes per exec, {execs} mixed commands"),
+            "B",
+            each,
+            Budget::MedianAtMost(60.0),
+        )])
+    })
+}

@@ -1,0 +1,103 @@
+//! How long an event takes: to be durable on the host, to be acknowledged by the collector, to be found by search.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use breakglass_api::v1::event::Body;
+use breakglass_tests::{
+    control::Control,
+    machine, poll,
+    stack::{Options, Stack},
+};
+
+use crate::{
+    Effort,
+    figure::{Budget, Figure},
+};
+
+/// Programs run, at this rate a second: a busy person or a script, not a flood.
+const EXECS: u64 = 4000;
+const RATE: u64 = 200;
+
+/// Searches measured.
+const SEARCHES: u64 = 100;
+
+/// How often the agent is asked how far it is. What is measured is too long by up to this and an answer's time.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// What the agent said at a moment.
+struct Look {
+    boot_ns: u64,
+    durable: u64,
+    acknowledged: u64,
+}
+
+pub fn measure(effort: Effort) -> Result<Vec<Figure>> {
+    Stack::with(Options::default(), |stack| {
+        let opened = stack.open("measured", "10m")?;
+        let line = format!("{} execs {} --rate {RATE}", stack.probe().display(), effort.runs(EXECS));
+        let over = AtomicBool::new(false);
+        let control = stack.control()?;
+        let looks = thread::scope(|scope| {
+            let watching = scope.spawn(|| watch(control, &over));
+            let ran = stack.ssh_run(&opened, &line).and_then(|_| stack.wait_until_acknowledged());
+            over.store(true, Ordering::SeqCst);
+            let looks = watching.join().ok().context("the watching thread died")?;
+            ran.and(looks)
+        })?;
+        let found = search(stack, &opened.session, effort.runs(SEARCHES))?;
+        stack.close_and_collect(&opened)?;
+
+        let (mut durable, mut acknowledged) = (Vec::new(), Vec::new());
+        for recorded in stack.query()?.events(&opened.session)? {
+            let Some(event) = recorded.event else { continue };
+            if !matches!(event.body, Some(Body::Exec(_))) {
+                continue;
+            }
+            durable.extend(wait(&looks, event.boot_ns, |look| look.durable >= recorded.frame));
+            acknowledged.extend(wait(&looks, event.boot_ns, |look| look.acknowledged >= recorded.frame));
+        }
+        Ok(vec![
+            Figure::new("event in the kernel to durable frame", "ms", durable, Budget::P99AtMost(15.0)),
+            Figure::new("event in the kernel to acknowledged", "ms", acknowledged, Budget::P99AtMost(50.0)),
+            Figure::new("command run to found by search", "ms", found, Budget::P99AtMost(250.0)),
+        ])
+    })
+}
+
+fn watch(mut control: Control, over: &AtomicBool) -> Result<Vec<Look>> {
+    let mut looks = Vec::new();
+    while !over.load(Ordering::SeqCst) {
+        let status = control.status()?;
+        looks.push(Look { boot_ns: machine::boot_ns()?, durable: status.last_seq, acknowledged: status.acked_seq });
+        thread::sleep(LOOK);
+    }
+    Ok(looks)
+}
+
+/// Milliseconds from `boot_ns` to the first look for which `is_there` holds; nothing for what came after the last look.
+fn wait(looks: &[Look], boot_ns: u64, is_there: impl Fn(&Look) -> bool) -> Option<f64> {
+    let first = looks.partition_point(|look| !is_there(look));
+    // What was there before the first look was not watched.
+    looks.get(first).filter(|_| first > 0).map(|look| look.boot_ns.saturating_sub(boot_ns) as f64 / 1e6)
+}
+
+/// Runs programs with names of their own and searches for each until it is found; milliseconds from its start.
+fn search(stack: &Stack, session: &str, count: u64) -> Result<Vec<f64>> {
+    let mut query = stack.query()?;
+    let mut took = Vec::new();
+    let uid = stack.account.uid.to_string();
+    for number in 0..count {
+        let needle = format!("haystack-needle-{number:05}-{session}");
+        let start = Instant::now();
+        let mut command = std::process::Command::new(machine::program("setpriv")?);
+        machine::run(command.args(["--reuid", &uid, "--clear-groups", "/bin/true", &needle]))?;
+        poll::until_true("the command to be found", poll::SOON, || Ok(!query.search(&needle)?.is_empty()))?;
+        took.push(start.elapsed().as_secs_f64() * 1000.0);
+    }
+    Ok(took)
+}

@@ -1,0 +1,98 @@
+//! What the tests let the emergency account run: loads of an exact, repeatable shape. Prints one line about what it did.
+
+#![forbid(unsafe_code)]
+
+use std::{
+    ffi::{CString, OsStr},
+    io::{self, Write},
+    os::unix::ffi::OsStrExt,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use breakglass_tests::argvs;
+use clap::Parser;
+
+/// Runs a load.
+#[derive(Parser)]
+enum Load {
+    /// Run a program so many times, one after the other, with a running number as its argument; print the nanoseconds taken.
+    Execs {
+        /// How many times.
+        count: u64,
+        /// What to run.
+        #[arg(long, default_value = "/bin/true")]
+        program: String,
+        /// How many a second at most; 0: as fast as possible.
+        #[arg(long, default_value_t = 0)]
+        rate: u64,
+    },
+    /// Become /bin/true with an argument vector of so many bytes behind its name.
+    Large {
+        /// Bytes, each argument counted with its end.
+        bytes: usize,
+    },
+    /// Become /bin/true with arguments that printing goes wrong on.
+    Odd,
+    /// Become /bin/true with no argument at all, not even a name.
+    Nameless,
+    /// Write so many bytes of ever different lines to standard output.
+    Flood {
+        /// Bytes.
+        bytes: usize,
+    },
+}
+
+fn main() -> Result<()> {
+    match Load::parse() {
+        Load::Execs { count, program, rate } => execs(count, &program, rate),
+        Load::Large { bytes } => become_true(&[vec![b"/bin/true".to_vec()], argvs::large(bytes)].concat()),
+        Load::Odd => become_true(&argvs::odd()),
+        Load::Nameless => become_true(&[]),
+        Load::Flood { bytes } => flood(bytes),
+    }
+}
+
+fn execs(count: u64, program: &str, rate: u64) -> Result<()> {
+    let start = Instant::now();
+    for number in 0..count {
+        if let Some(due) = (number * 1_000_000_000).checked_div(rate) {
+            thread::sleep(Duration::from_nanos(due).saturating_sub(start.elapsed()));
+        }
+        let mut command = Command::new(program);
+        command.arg(OsStr::from_bytes(number.to_string().as_bytes()));
+        let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status().context("cannot run it")?;
+        ensure!(status.success(), "run {number} ended with {status}");
+    }
+    println!("{}", start.elapsed().as_nanos());
+    Ok(())
+}
+
+fn become_true(arguments: &[Vec<u8>]) -> Result<()> {
+    let arguments = arguments.iter().map(|argument| CString::new(argument.clone())).collect::<Result<Vec<_>, _>>()?;
+    nix::unistd::execv(c"/bin/true", &arguments).context("the kernel refused to run it")?;
+    Ok(())
+}
+
+fn flood(bytes: usize) -> Result<()> {
+    let mut out = io::stdout().lock();
+    let mut piece = Vec::with_capacity(64 * 1024);
+    let (mut line, mut left) = (0_u64, bytes);
+    while left > 0 {
+        piece.clear();
+        while piece.len() < 60 * 1024 {
+            writeln!(
+                piece,
+                "{line:012} the quick brown fox jumps over the lazy dog {:016x}",
+                line.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            )?;
+            line += 1;
+        }
+        let length = left.min(piece.len());
+        out.write_all(&piece[..length])?;
+        left -= length;
+    }
+    Ok(out.flush()?)
+}

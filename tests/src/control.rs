@@ -1,0 +1,93 @@
+//! The agent's control protocol, spoken by hand, so that tests can say what the command would not.
+
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    path::Path,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use breakglass_api::{
+    CONTROL_MESSAGE_MAX,
+    v1::{
+        Challenge, ChallengeRequest, CloseRequest, Closed, ControlRequest, ControlResponse, OpenRequest, Opened,
+        Refused, Status, StatusRequest, control_request, control_response,
+    },
+};
+use prost::Message;
+
+use crate::poll;
+
+/// A connection to the agent's Unix socket.
+#[derive(Debug)]
+pub struct Control {
+    stream: UnixStream,
+}
+
+impl Control {
+    /// Connects.
+    pub fn connect(socket: &Path) -> Result<Self> {
+        let stream = UnixStream::connect(socket).with_context(|| format!("cannot connect to {}", socket.display()))?;
+        stream.set_read_timeout(Some(poll::SOON))?;
+        stream.set_write_timeout(Some(poll::SOON))?;
+        Ok(Self { stream })
+    }
+
+    /// Asks what the host is doing.
+    pub fn status(&mut self) -> Result<Status> {
+        match self.ask(control_request::Body::Status(StatusRequest {}))? {
+            control_response::Body::Status(status) => Ok(status),
+            other => bail!("not a status: {other:?}"),
+        }
+    }
+
+    /// Asks for a challenge.
+    pub fn challenge(&mut self) -> Result<Challenge> {
+        match self.ask(control_request::Body::Challenge(ChallengeRequest {}))? {
+            control_response::Body::Challenge(challenge) => Ok(challenge),
+            other => bail!("not a challenge: {other:?}"),
+        }
+    }
+
+    /// Hands in a proof.
+    pub fn open(&mut self, grant_text: &[u8], signature: &[u8]) -> Result<Result<Opened, Refused>> {
+        let request = OpenRequest { grant_text: grant_text.to_vec(), signature: signature.to_vec() };
+        match self.ask(control_request::Body::Open(request))? {
+            control_response::Body::Opened(opened) => Ok(Ok(opened)),
+            control_response::Body::Refused(refused) => Ok(Err(refused)),
+            other => bail!("neither opened nor refused: {other:?}"),
+        }
+    }
+
+    /// Closes as root on the host.
+    pub fn close(&mut self) -> Result<Closed> {
+        match self.ask(control_request::Body::Close(CloseRequest::default()))? {
+            control_response::Body::Closed(closed) => Ok(closed),
+            other => bail!("not closed: {other:?}"),
+        }
+    }
+
+    /// Sends bytes as one message, whatever they are, claiming `length`.
+    pub fn send_raw(&mut self, length: u32, bytes: &[u8]) -> Result<()> {
+        self.stream.write_all(&length.to_be_bytes())?;
+        self.stream.write_all(bytes)?;
+        Ok(())
+    }
+
+    /// Reads one answer.
+    pub fn receive(&mut self) -> Result<control_response::Body> {
+        let mut length = [0; 4];
+        self.stream.read_exact(&mut length).context("the agent closed the connection")?;
+        let length = u32::from_be_bytes(length) as usize;
+        ensure!(length <= CONTROL_MESSAGE_MAX, "an answer of {length} bytes");
+        let mut bytes = vec![0; length];
+        self.stream.read_exact(&mut bytes)?;
+        ControlResponse::decode(bytes.as_slice())?.body.context("an empty answer")
+    }
+
+    fn ask(&mut self, body: control_request::Body) -> Result<control_response::Body> {
+        let bytes = ControlRequest { body: Some(body) }.encode_to_vec();
+        self.send_raw(u32::try_from(bytes.len())?, &bytes)?;
+        self.receive()
+    }
+}

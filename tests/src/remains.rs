@@ -1,0 +1,173 @@
+//! Looks for bytes in everything that a host and a collector keep: files as they lie, frames decompressed, database values.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use breakglass_api::frame::{Frame, frame_len};
+use prost::Message;
+use sqlx::{ConnectOptions, Row, sqlite::SqliteConnectOptions};
+
+use crate::terminal::find;
+
+/// How every frame begins.
+const FRAME_MAGIC: &[u8] = b"BGF1";
+
+/// How every SQLite database begins.
+const SQLITE_MAGIC: &[u8] = b"SQLite format 3\0";
+
+/// Names every place below `folder` where `needle` lies, plain, in a frame, or in a database value.
+pub fn places(folder: &Path, needle: &[u8]) -> Result<Vec<String>> {
+    let mut places = Vec::new();
+    for file in files(folder)? {
+        // Gone since it was listed: an acknowledged segment, a database journal.
+        let Ok(bytes) = fs::read(&file) else { continue };
+        if find(&bytes, needle).is_some() {
+            places.push(format!("{} as it lies", file.display()));
+        }
+        if frames(&bytes)?.iter().any(|frame| find(&frame.batch, needle).is_some()) {
+            places.push(format!("{} inside a frame", file.display()));
+        }
+        if bytes.starts_with(SQLITE_MAGIC) {
+            places.extend(database(&file, needle)?);
+        }
+    }
+    Ok(places)
+}
+
+/// A frame that was found.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Its size, bytes.
+    pub bytes: usize,
+    /// Its batch, decompressed.
+    pub batch: Vec<u8>,
+}
+
+/// The frames that lie in `bytes`, whatever is between them.
+pub fn frames(bytes: &[u8]) -> Result<Vec<Found>> {
+    let mut found_frames = Vec::new();
+    let mut at = 0;
+    while let Some(found) = bytes.get(at..).and_then(|rest| find(rest, FRAME_MAGIC)) {
+        at += found;
+        let frame = frame_len(&bytes[at..]).ok().and_then(|length| bytes.get(at..at + length)).map(Frame::parse);
+        match frame {
+            Some(Ok(frame)) => {
+                let length = frame_len(&bytes[at..])?;
+                found_frames.push(Found { bytes: length, batch: frame.batch()?.encode_to_vec() });
+                at += length;
+            }
+            // The magic by chance, or a frame that is not whole.
+            _ => at += FRAME_MAGIC.len(),
+        }
+    }
+    Ok(found_frames)
+}
+
+/// Every file below a folder.
+pub fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
+            let entry = entry?;
+            match entry.file_type()? {
+                kind if kind.is_dir() => folders.push(entry.path()),
+                kind if kind.is_file() => files.push(entry.path()),
+                _ => {}
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// Values of a database can be split over pages, so they are read as values too.
+fn database(file: &Path, needle: &[u8]) -> Result<Vec<String>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut connection = SqliteConnectOptions::new().filename(file).read_only(true).connect().await?;
+        let tables =
+            sqlx::query("select name from sqlite_master where type = 'table'").fetch_all(&mut connection).await?;
+        let mut places = Vec::new();
+        for table in tables {
+            let table: String = table.try_get(0)?;
+            let quoted = table.replace('"', "\"\"");
+            let columns =
+                sqlx::query("select name from pragma_table_info(?)").bind(&table).fetch_all(&mut connection).await?;
+            for column in columns {
+                let column: String = column.try_get(0)?;
+                let query = format!("select cast(\"{}\" as blob) from \"{quoted}\"", column.replace('"', "\"\""));
+                // Tables without stored content cannot be read; what they were made from lies elsewhere.
+                let Ok(rows) = sqlx::query(&query).fetch_all(&mut connection).await else { continue };
+                for row in rows {
+                    let value: Option<Vec<u8>> = row.try_get(0)?;
+                    let value = value.unwrap_or_default();
+                    if find(&value, needle).is_some()
+                        || frames(&value)?.iter().any(|frame| find(&frame.batch, needle).is_some())
+                    {
+                        places.push(format!("{}: table {table}, column {column}", file.display()));
+                    }
+                }
+            }
+        }
+        Ok(places)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use breakglass_api::{
+        frame::{Header, seal},
+        v1::{Batch, Event, Exec, event::Body},
+    };
+
+    use super::*;
+
+    fn frame(secret: &[u8]) -> Vec<u8> {
+        let exec = Exec { argv: vec![secret.to_vec(); 50], ..Exec::default() };
+        let batch =
+            Batch { events: vec![Event { body: Some(Body::Exec(exec)), ..Event::default() }], ..Batch::default() };
+        let header = Header {
+            stream_id: [1; 16],
+            boot_id: [2; 16],
+            seq: 1,
+            prev: [0; 32],
+            first_boot_ns: 0,
+            last_boot_ns: 0,
+            wall_offset_ns: 0,
+            events: 1,
+        };
+        seal(header, &batch, 3).unwrap().bytes
+    }
+
+    #[test]
+    fn finds_frames_between_other_bytes() {
+        let mut bytes = b"head BGF1 by chance".to_vec();
+        bytes.extend(frame(b"correct horse"));
+        bytes.extend(b"tail");
+        let batches = frames(&bytes).unwrap();
+        assert_eq!(batches.len(), 1);
+        assert!(find(&batches[0].batch, b"correct horse").is_some());
+    }
+
+    #[test]
+    fn finds_what_lies_in_files_and_databases() {
+        let folder = std::env::temp_dir().join(format!("breakglass-remains-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("plain"), "battery").unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let options = SqliteConnectOptions::new().filename(folder.join("db")).create_if_missing(true);
+            let mut connection = options.connect().await.unwrap();
+            sqlx::query("create table frames (bytes blob)").execute(&mut connection).await.unwrap();
+            let insert = sqlx::query("insert into frames values (?)").bind(frame(b"staple"));
+            insert.execute(&mut connection).await.unwrap();
+        });
+        assert_eq!(places(&folder, b"battery").unwrap().len(), 1);
+        assert!(places(&folder, b"staple").unwrap().iter().any(|place| place.contains("table frames")));
+        assert!(places(&folder, b"tinder").unwrap().is_empty());
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}

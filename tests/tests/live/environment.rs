@@ -1,0 +1,166 @@
+//! What the machine does not give: a clear error, no panic, and nothing lost.
+
+use std::{
+    fs,
+    os::unix::process::ExitStatusExt,
+    process::{Command, Output},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use breakglass_tests::{
+    binaries::Binaries,
+    machine::{self, Need},
+    poll,
+    stack::{Options, Stack},
+    undo::Run,
+};
+
+use crate::{
+    Company, SESSION, Test,
+    record::{expect_numbers, numbers},
+};
+
+pub const TESTS: &[Test] = &[
+    Test {
+        name: "environment::bad_configuration",
+        needs: &[Need::Root],
+        company: Company::Others,
+        run: bad_configuration,
+    },
+    Test { name: "environment::busy_ports", needs: SESSION, company: Company::Others, run: busy_ports },
+    Test { name: "environment::no_capability", needs: SESSION, company: Company::Others, run: no_capability },
+    Test { name: "environment::no_btf", needs: SESSION, company: Company::Others, run: no_btf },
+    Test { name: "environment::full_disk", needs: SESSION, company: Company::Others, run: full_disk },
+];
+
+/// Fails unless a program ended by itself, without success, saying all of `words` and not panicking.
+fn expect_failure(output: &Output, words: &[&str]) -> Result<()> {
+    let said = [&output.stderr[..], &output.stdout[..]].concat();
+    let said = String::from_utf8_lossy(&said);
+    ensure!(output.status.signal().is_none() && !output.status.success(), "{}: {said}", output.status);
+    ensure!(!said.contains("panicked at"), "a panic: {said}");
+    for word in words {
+        ensure!(said.contains(word), "{word:?} is not in: {said}");
+    }
+    Ok(())
+}
+
+fn bad_configuration() -> Result<()> {
+    let run = Run::begin()?;
+    let agent = Binaries::find()?.agent;
+    let start = |path: &str| Command::new(&agent).args(["run", "--config", path]).output();
+    let path = run.folder().join("agent.toml");
+    let name = path.to_str().context("not UTF-8")?;
+
+    expect_failure(&start(name)?, &[name, "No such file"])?;
+    fs::write(&path, "[grant]\nmax_ttl = \"1h\"\nmax_tll = \"2h\"\n")?;
+    expect_failure(&start(name)?, &[name, "line 3", "max_tll"])?;
+    fs::write(&path, "[account]\nname = \"root\"\n")?;
+    expect_failure(&start(name)?, &[name, "account.name", "root"])?;
+    fs::write(&path, [0xff, 0xfe])?;
+    expect_failure(&start(name)?, &[name, "UTF-8"])?;
+    fs::write(&path, "[account]\nname = \"bgt-no-such-account\"\n")?;
+    expect_failure(&start(name)?, &["bgt-no-such-account"])
+}
+
+fn busy_ports() -> Result<()> {
+    Stack::with(Options::default(), |stack| {
+        let busy = stack.collector_address.to_string();
+        let mut second = Command::new(&stack.binaries.collector);
+        second.arg("serve").arg("--dir").arg(stack.path("collector")).args(["--listen", &busy]);
+        expect_failure(&second.output()?, &[&busy])?;
+
+        stack.agent.stop()?;
+        let config = fs::read_to_string(stack.path("agent.toml"))?;
+        let taken = config.replace("listen = \"127.0.0.1:0\"", &format!("listen = \"{busy}\""));
+        fs::write(stack.path("agent.toml"), taken)?;
+        stack.start_agent_under(&[])?;
+        let status = stack.agent.wait(poll::SOON)?;
+        ensure!(!status.success() && status.signal().is_none(), "{status}; {}", stack.agent.tail());
+        ensure!(stack.agent.output().contains(&busy), "does not name {busy}; {}", stack.agent.tail());
+        fs::write(stack.path("agent.toml"), config)?;
+        stack.start_agent()
+    })
+}
+
+fn no_capability() -> Result<()> {
+    let setpriv = machine::program("setpriv")?;
+    // Neither the kernel's program capabilities nor the one that stands for them on older kernels.
+    unrecorded(&[&setpriv, "--bounding-set=-bpf,-perfmon,-sys_admin"], "CAP_BPF")
+}
+
+fn no_btf() -> Result<()> {
+    let (unshare, shell) = (machine::program("unshare")?, machine::program("sh")?);
+    let hide = "mount -t tmpfs none /sys/kernel/btf && exec \"$@\"";
+    // With the mounts' changes shared, so that everything else is as on the host.
+    unrecorded(&[&unshare, "--mount", "--propagation=slave", &shell, "-c", hide, "sh"], "/sys/kernel/btf/vmlinux")
+}
+
+/// Starts the agent where the kernel's programs cannot be loaded: it either ends with an error, or stays, says so, and refuses to
+/// open. Then starts it as it should be: it works as if nothing had been.
+fn unrecorded(wrapper: &[&str], word: &str) -> Result<()> {
+    Stack::with(Options::default(), |stack| {
+        stack.agent.stop()?;
+        stack.start_agent_under(wrapper)?;
+        match stack.wait_until_ready() {
+            Ok(()) => {
+                let status = stack.status()?;
+                ensure!(status.tier == "none", "tier {}", status.tier);
+                ensure!(status.tier_reason.contains(word), "{word:?} is not in: {}", status.tier_reason);
+                let mut open = stack.breakglass();
+                open.args(["open", "--socket"]).arg(stack.socket()).args([
+                    "--reason",
+                    "unrecorded",
+                    "--no-ssh",
+                    "--json",
+                ]);
+                let output = open.output()?;
+                expect_failure(&output, &["tier"])?;
+                ensure!(output.status.code() == Some(3), "{}", output.status);
+                stack.agent.stop()?;
+            }
+            Err(_) => {
+                let status = stack.agent.wait(poll::SOON)?;
+                ensure!(!status.success() && status.signal().is_none(), "{status}; {}", stack.agent.tail());
+                ensure!(stack.agent.output().contains(word), "{word:?} is not in: {}", stack.agent.tail());
+            }
+        }
+        stack.start_agent()?;
+        let opened = stack.open("as it should be", "10m")?;
+        stack.ssh_run(&opened, "true")?;
+        let session = stack.close_and_collect(&opened)?;
+        ensure!(session.execs > 0, "nothing was recorded");
+        Ok(())
+    })
+}
+
+/// Fills the disk under the spool while the collector cannot be reached, runs programs, makes room, and expects every one of them.
+fn full_disk() -> Result<()> {
+    const COUNT: u64 = 200;
+    let options = Options { relay: true, state_disk: Some("6m"), ..Options::default() };
+    Stack::with(options, |stack| {
+        let opened = stack.open("full disk", "10m")?;
+        stack.relay.as_ref().context("no relay")?.cut();
+        let mut terminal = stack.login(&opened)?;
+        // Noise, so that compression does not help.
+        terminal.send("head -c 12000000 /dev/urandom | base64 -w 0; echo no''ise over\n")?;
+        terminal.expect_within("noise over", poll::EVENTUALLY)?;
+        terminal.send("exit\n")?;
+        terminal.finish(poll::SOON)?;
+        stack.ssh_run(&opened, &format!("{} execs {COUNT}", stack.probe().display()))?;
+        let agent = &stack.agent;
+        poll::until_true("the agent to say that the disk is full", poll::SOON, || {
+            Ok(agent.output().contains("No space left on device"))
+        })?;
+        // Long enough for a daemon that gives up to have done so.
+        thread::sleep(Duration::from_secs(1));
+        stack.agent.check()?;
+
+        machine::mount_memory_disk(&stack.path("state"), "256m")?;
+        stack.relay.as_ref().context("no relay")?.mend();
+        stack.close_and_collect(&opened)?;
+        expect_numbers(&numbers(&stack.query()?.commands(&opened.session)?)?, COUNT)
+    })
+}

@@ -1,0 +1,132 @@
+//! What the security team sees, by the command that it uses.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use breakglass_api::v1::SearchKind;
+use breakglass_tests::{
+    account::PROMPT_SHOWN,
+    poll,
+    stack::{OPERATOR, Options, Stack},
+    terminal::Terminal,
+};
+
+use crate::{Company, SESSION, Test};
+
+pub const TESTS: &[Test] = &[
+    Test { name: "review::lists_and_shows", needs: SESSION, company: Company::Others, run: lists_and_shows },
+    Test {
+        name: "review::what_a_session_wrote_is_neutralised",
+        needs: SESSION,
+        company: Company::Others,
+        run: neutralised,
+    },
+    Test {
+        name: "review::search_finds_what_was_run_typed_and_shown",
+        needs: SESSION,
+        company: Company::Others,
+        run: search,
+    },
+    Test { name: "review::follows_an_open_session", needs: SESSION, company: Company::Others, run: follow },
+    Test { name: "review::exit_codes", needs: SESSION, company: Company::Others, run: exit_codes },
+];
+
+fn lists_and_shows() -> Result<()> {
+    Stack::with(Options::default(), |stack| {
+        let opened = stack.open("the database is on fire", "10m")?;
+        stack.ssh_run(&opened, "ls /usr/games /nonexistent; true")?;
+        let open = stack.reviewed(&["sessions", "--open", "--json"])?;
+        ensure!(open.contains(&opened.session), "not among the open ones: {open}");
+        stack.close_and_collect(&opened)?;
+        let open = stack.reviewed(&["sessions", "--json"])?;
+        ensure!(open.contains(&opened.session), "not among all: {open}");
+        for text in [stack.reviewed(&["show", &opened.session])?, stack.reviewed(&["show", &opened.session, "--json"])?]
+        {
+            for word in [OPERATOR, "the database is on fire", "/nonexistent"] {
+                ensure!(text.contains(word), "{word:?} is not in: {text}");
+            }
+        }
+        let hosts = stack.reviewed(&["hosts"])?;
+        ensure!(hosts.contains(stack.host()), "the host is not in: {hosts}");
+        Ok(())
+    })
+}
+
+fn neutralised() -> Result<()> {
+    Stack::with(Options::default(), |stack| {
+        let opened = stack.open("escapes", "10m")?;
+        let mut terminal = stack.login(&opened)?;
+        terminal.ask(&format!("{} odd", stack.probe().display()), PROMPT_SHOWN)?;
+        terminal.ask("printf '\\033]0;owned\\007\\033[2J marker-on-screen\\n'", PROMPT_SHOWN)?;
+        terminal.send("exit\n")?;
+        terminal.finish(poll::SOON)?;
+        stack.close_and_collect(&opened)?;
+        for arguments in [
+            &["show", &opened.session][..],
+            &["show", &opened.session, "--json"],
+            &["events", &opened.session],
+            &["search", "marker-on-screen"],
+            &["search", "right to left"],
+        ] {
+            let printed = stack.reviewed(arguments)?;
+            ensure!(!printed.trim().is_empty(), "{arguments:?} prints nothing");
+            let bad = printed.chars().find(|c| (c.is_control() && *c != '\n') || ('\u{202a}'..='\u{202e}').contains(c));
+            ensure!(bad.is_none(), "{arguments:?} prints {bad:?}");
+        }
+        Ok(())
+    })
+}
+
+fn search() -> Result<()> {
+    Stack::with(Options::default(), |stack| {
+        let opened = stack.open("search", "10m")?;
+        let mut terminal = stack.login(&opened)?;
+        terminal.ask("/bin/echo needle-in-argv", PROMPT_SHOWN)?;
+        terminal.ask("printf 'needle-%s-screen\\n' on", PROMPT_SHOWN)?;
+        terminal.ask(": needle-typed", PROMPT_SHOWN)?;
+        let mut query = stack.query()?;
+        for (text, kind) in [
+            ("needle-in-argv", SearchKind::Command),
+            ("needle-on-screen", SearchKind::Screen),
+            ("NEEDLE-TYPED", SearchKind::Typed),
+        ] {
+            poll::until_true(&format!("{text} to be found"), poll::SOON, || {
+                Ok(query.search(text)?.iter().any(|hit| hit.kind == kind as i32 && hit.session == opened.session))
+            })?;
+        }
+        ensure!(query.search("needle-that-nobody-lost")?.is_empty(), "something was found that is not there");
+        let printed = stack.reviewed(&["search", "needle-in-argv"])?;
+        ensure!(printed.contains("needle-in-argv"), "not in: {printed}");
+        Ok(())
+    })
+}
+
+fn follow() -> Result<()> {
+    Stack::with(Options::default(), |stack| {
+        let opened = stack.open("follow me", "10m")?;
+        let mut show = stack.breakglass();
+        show.args(["show", &opened.session, "--follow"]);
+        let mut watching = Terminal::start_piped(&stack.run, &mut show)?;
+        for number in 1..=3 {
+            stack.ssh_run(&opened, &format!("/bin/echo follow-{number}"))?;
+            watching.expect_within(&format!("follow-{number}"), Duration::from_secs(5))?;
+        }
+        stack.close()?;
+        watching.finish(poll::SOON).context("it follows on after the end")?;
+        Ok(())
+    })
+}
+
+fn exit_codes() -> Result<()> {
+    Stack::with(Options::default(), |stack| {
+        let code = |arguments: &[&str]| anyhow::Ok(stack.breakglass().args(arguments).output()?.status.code());
+        ensure!(code(&["show", "00000000-0000-0000-0000-000000000000"])? == Some(4), "no such session");
+        ensure!(code(&["search", "nothing-like-this"])? == Some(4), "nothing found");
+        ensure!(code(&["no-such-command"])? == Some(2), "usage");
+        ensure!(code(&["sessions"])?.is_some_and(|code| code == 0 || code == 4), "no sessions yet");
+        stack.collector.stop()?;
+        let unreachable = stack.breakglass().arg("hosts").output()?;
+        ensure!(unreachable.status.code() == Some(5), "collector down: {}", unreachable.status);
+        Ok(())
+    })
+}
