@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use breakglass_api::v1::{self, CloseCause, ProofRefused, event::Body};
 use tokio::sync::watch;
+use uuid::Uuid;
 
 use super::{
     host::Host,
@@ -77,12 +78,14 @@ impl Sessions for Service {
     }
 
     async fn close(&self, by: CloseBy, source: Source) -> Result<v1::Closed, Refusal> {
-        let (cause, who) = match by {
-            CloseBy::Root => (CloseCause::HostRoot, format!("root ({source})")),
-            CloseBy::Account => (CloseCause::Operator, format!("the emergency account ({source})")),
-            CloseBy::Operator(close) => (CloseCause::Operator, format!("{} ({source})", close.signer.principal)),
+        let (cause, who, named) = match by {
+            CloseBy::Root => (CloseCause::HostRoot, "root".to_owned(), String::new()),
+            CloseBy::Account => (CloseCause::Operator, "the emergency account".to_owned(), String::new()),
+            CloseBy::Operator(close) => (CloseCause::Operator, close.signer.principal, close.text.session),
         };
-        let (session, closed) = self.manager.close(None, cause, &who).await.map_err(refusal)?;
+        let named = session_named(&named)?;
+        let (session, closed) =
+            self.manager.close(named, cause, &format!("{who} ({source})")).await.map_err(refusal)?;
         Ok(v1::Closed {
             session: session.to_string(),
             killed: closed.killed,
@@ -146,6 +149,16 @@ impl Service {
 
 fn refusal(error: SessionError) -> Refusal {
     Refusal::new(error.code(), error.to_string())
+}
+
+/// Which session is meant; an empty name means whichever is open.
+fn session_named(name: &str) -> Result<Option<Uuid>, Refusal> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    Uuid::parse_str(name).map(Some).map_err(|_| {
+        Refusal::new("bad-session", format!("{:?} is not a session's id; leave it out to close the open one", name))
+    })
 }
 
 fn session_grant(grant: VerifiedGrant, source: Source) -> Result<Grant, Refusal> {
