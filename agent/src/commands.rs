@@ -21,7 +21,8 @@ use crate::{
         keys::{self, Now},
     },
     config::{Config, ConfigError},
-    identity, kernel,
+    identity,
+    kernel::{self, Verdict},
     session::clock,
 };
 
@@ -59,13 +60,33 @@ pub fn doctor(path: &Path, json: bool) -> anyhow::Result<ExitCode> {
     if json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
-        print!("{report}");
+        print!("{}", doctor_text(&report));
     }
     let enough = report.tier >= config.kernel.minimum_tier;
     if !enough && !json {
         println!("\nThe configuration asks for tier {}: this host would not open.", config.kernel.minimum_tier);
     }
     Ok(if enough { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn doctor_text(report: &kernel::Doctor) -> String {
+    use std::fmt::Write as _;
+    let mut text = format!("tier         {}\n", report.tier);
+    // Writing to a string cannot fail.
+    if !report.reason.is_empty() {
+        let _ = writeln!(text, "why not more {}", report.reason);
+    }
+    let _ = writeln!(text, "kernel       {}", report.kernel_release);
+    let _ = writeln!(text, "recording    {}\n", if report.recording { "yes" } else { "no" });
+    for probe in &report.probes {
+        let (state, why) = match &probe.verdict {
+            Verdict::Works => ("works", ""),
+            Verdict::Refused(why) => ("refused", why.as_str()),
+            Verdict::Unknown(why) => ("unknown", why.as_str()),
+        };
+        let _ = writeln!(text, "{state:<8} {:<16} {:<36} {why}", probe.program, probe.hook);
+    }
+    text
 }
 
 /// Prints where the running agent stands.

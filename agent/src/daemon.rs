@@ -28,12 +28,12 @@ use crate::{
         host::Host,
         intent::IntentStore,
         machine::Machine as _,
-        manager::{Journal as _, Manager},
+        manager::Manager,
         service::{Facts, Service},
         ungranted::Ungranted,
     },
     ship::{self, Shipper},
-    spool::Spool,
+    spool::{Limits, Spool, SpoolReader},
 };
 
 /// Threads of the runtime. The work is waiting; proofs are verified on the blocking pool.
@@ -101,22 +101,23 @@ async fn start(config: Config, account: Account) -> anyhow::Result<Parts> {
     let uid = account.uid();
     let account_name = account.name().to_owned();
 
-    let (kernel, source) = start_kernel(&config, uid)?;
+    let (kernel, source) = start_kernel(&config, uid);
     let info = kernel.as_ref().map(|kernel| kernel.info().clone()).map_err(Clone::clone);
     let intents = IntentStore::new(&config.host.state, &config.host.runtime);
-    let names = intents.read().map(|intent| (intent.slot, intent.session)).into_iter().collect();
+    let names: Vec<_> = intents.read().map(|intent| (intent.slot, intent.session)).into_iter().collect();
     let spool_folder = config.host.state.join("spool");
     let (spool, recovery) = Spool::open(&spool_folder, spool_limits(&config))
         .with_context(|| format!("the spool {} cannot be opened", spool_folder.display()))?;
-    let recorder = Recorder::start(source, spool, recovery, recorder::Options { boot_id, names, ..Default::default() })
-        .context("the recorder cannot be started")?;
+    let reader = spool.reader();
+    let options = recorder::Options { ring_bytes: ring_bytes(&config), ..recorder::Options::default() };
+    let recorder = Recorder::start(source, spool, &recovery, &names, options)?;
 
     let host = Arc::new(Host::new(boot_id, account, kernel, config.kernel.minimum_tier));
     let manager = Manager::new(host, recorder.clone(), intents);
     announce(&recorder, &info, &host_name, boot_id).await;
     manager.recover().await;
 
-    let shipper = start_shipper(&config, &recorder, &host_id, &host_name, boot_id, &info)?;
+    let shipper = start_shipper(&config, &recorder, reader.another(), &host_id, &host_name, &info);
     let facts = Facts {
         host_id: host_id.clone(),
         host_name: host_name.clone(),
@@ -124,7 +125,7 @@ async fn start(config: Config, account: Account) -> anyhow::Result<Parts> {
         ssh_port: config.account.ssh_port,
         ssh_host_keys: config.account.ssh_host_keys.clone(),
     };
-    let service = Service::new(manager.clone(), facts, shipper.as_ref().map(Shipper::status));
+    let service = Service::new(manager.clone(), facts, reader, shipper.as_ref().map(Shipper::observer));
     let identity =
         verifier::Identity { host_id, host_name, boot_id, account: account_name, account_uid: uid };
     let verifier = Arc::new(verifier::Verifier::new(identity, &config.grant));
@@ -151,26 +152,26 @@ async fn stop(parts: Parts, reason: &str) -> anyhow::Result<()> {
     }
     parts.recorder.stop().await;
     if let Some(shipper) = parts.shipper {
-        shipper.stop(SHIP_DRAIN).await;
+        let last = parts.recorder.durable().borrow().0;
+        if !shipper.wait_acked(last, SHIP_DRAIN).await {
+            tracing::warn!("the collector does not have everything yet; the next start sends the rest");
+        }
+        shipper.stop().await;
     }
     locked.map(drop).context("the emergency account could not be locked at stop")
 }
 
 /// Loads the programs. Failing that, the host goes on locked and refuses to open, so that operators learn why.
-#[expect(clippy::type_complexity, reason = "the two halves of one result")]
-fn start_kernel(
-    config: &Config,
-    uid: u32,
-) -> anyhow::Result<(Result<Kernel, String>, Option<Box<dyn EventSource>>)> {
+fn start_kernel(config: &Config, uid: u32) -> (Result<Kernel, String>, Option<Box<dyn EventSource>>) {
     match Kernel::start(&kernel::Options::new(&config.kernel, uid)) {
         Ok((kernel, reader)) => {
             let source: Box<dyn EventSource> = Box::new(Ungranted::<Reader>::new(reader));
-            Ok((Ok(kernel), Some(source)))
+            (Ok(kernel), Some(source))
         }
         Err(error) => {
             let error = format!("{:#}", anyhow::Error::from(error));
             tracing::error!(error, "the kernel programs cannot be loaded; see `breakglass-agent doctor`");
-            Ok((Err(error), None))
+            (Err(error), None)
         }
     }
 }
@@ -178,23 +179,26 @@ fn start_kernel(
 fn start_shipper(
     config: &Config,
     recorder: &Recorder,
+    reader: SpoolReader,
     host_id: &str,
     host_name: &str,
-    boot_id: [u8; 16],
     info: &Result<KernelInfo, String>,
-) -> anyhow::Result<Option<Shipper>> {
+) -> Option<Shipper> {
     let Some(collector) = &config.collector else {
         tracing::warn!("no collector is configured: records stay in the spool on this host");
-        return Ok(None);
+        return None;
     };
-    let hello = ship::Identity {
+    let options = ship::Options {
+        urls: collector.urls.clone(),
+        server_name: collector.server_name.clone(),
+        enrolment: config.host.enrolment.clone(),
         host_id: host_id.to_owned(),
         hostname: host_name.to_owned(),
-        boot_id,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         tier: tier(info).to_string(),
+        pace: ship::Pace::default(),
     };
-    Shipper::start(collector, &config.host.enrolment, hello, recorder).map(Some).context("records cannot be shipped")
+    Some(Shipper::start(options, recorder.durable(), reader))
 }
 
 async fn announce(recorder: &Recorder, info: &Result<KernelInfo, String>, host_name: &str, boot_id: [u8; 16]) {
@@ -212,6 +216,14 @@ async fn announce(recorder: &Recorder, info: &Result<KernelInfo, String>, host_n
     if let Err(error) = recorder.record(None, Body::AgentStarted(started)).await {
         tracing::error!(%error, "the start could not be recorded");
     }
+}
+
+fn spool_limits(config: &Config) -> Limits {
+    Limits { max_bytes: config.spool.max_bytes, segment_bytes: config.spool.segment_bytes }
+}
+
+fn ring_bytes(config: &Config) -> u64 {
+    config.kernel.audit_ring + config.kernel.witness_ring + config.kernel.bulk_ring
 }
 
 fn tier(info: &Result<KernelInfo, String>) -> Tier {

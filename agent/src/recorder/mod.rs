@@ -167,11 +167,12 @@ impl Shared {
 
 impl Recorder {
     /// Continues the spool, and `source` where `recovery` says that it was. Without a source it records only what the
-    /// agent itself says.
+    /// agent itself says. `names` are sessions of an earlier run, of which the source may still hold events.
     pub fn start(
         source: Option<Box<dyn EventSource>>,
         spool: Spool,
         recovery: &Recovery,
+        names: &[(u32, Uuid)],
         options: Options,
     ) -> Result<Self, StartError> {
         let mut source = source.unwrap_or_else(|| Box::new(idle::IdleSource::default()));
@@ -182,6 +183,9 @@ impl Recorder {
         let end = spool.durable();
         let (publish, durable) = watch::channel((end.seq, end.hash));
         let shared = Arc::new(Shared::default());
+        for (slot, session) in names {
+            shared.names.set(*slot, *session);
+        }
         let wake_source = source.waker();
         let worker = Worker::new(source, spool, receiver, publish, shared.clone(), options)?;
         let thread = thread::Builder::new().name("recorder".into()).spawn(move || worker.run());

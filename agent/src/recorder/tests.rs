@@ -123,7 +123,7 @@ fn start(disk: &FakeDisk, source: Option<&FakeSource>, options: Options) -> (Rec
     let (spool, recovery) = open(disk);
     let reader = spool.reader();
     let source = source.map(|source| Box::new(source.reopened()) as Box<dyn EventSource>);
-    (Recorder::start(source, spool, &recovery, options).unwrap(), reader)
+    (Recorder::start(source, spool, &recovery, &[], options).unwrap(), reader)
 }
 
 fn batches(reader: &mut SpoolReader) -> Vec<Batch> {
@@ -262,7 +262,7 @@ async fn a_full_spool_holds_the_rings_until_the_collector_has_something() {
     let limits = Limits { max_bytes: 3000, segment_bytes: 1000 };
     let (spool, recovery) = Spool::open_on(Arc::new(disk.clone()), Path::new(DIR), limits).unwrap();
     let mut reader = spool.reader();
-    let recorder = Recorder::start(Some(Box::new(source.clone())), spool, &recovery, options()).unwrap();
+    let recorder = Recorder::start(Some(Box::new(source.clone())), spool, &recovery, &[], options()).unwrap();
     let mut made = 0;
     while recorder.stats().last_error.is_none() {
         made += 1;

@@ -1,21 +1,24 @@
 //! What operators' requests do: the bridge from the control port to the session manager.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
 
 use breakglass_api::v1::{self, CloseCause, ProofRefused, event::Body};
-use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::{
     host::Host,
     machine::Machine as _,
-    manager::{Grant, Journal as _, Manager, SessionError},
+    manager::{Grant, Journal, Manager, SessionError},
 };
 use crate::{
     control::{CloseBy, Sessions, Source},
     grant::{Refusal, VerifiedGrant},
     recorder::Recorder,
-    ship,
+    ship::ShipObserver,
+    spool::SpoolReader,
 };
 
 /// Most host keys that are handed out with a grant; a host has three or four.
@@ -43,7 +46,9 @@ pub struct Facts {
 pub struct Service {
     manager: Manager<Host, Recorder>,
     facts: Facts,
-    shipping: Option<watch::Receiver<ship::Status>>,
+    /// A reader may be sent between threads, not shared.
+    spool: Mutex<SpoolReader>,
+    shipping: Option<ShipObserver>,
 }
 
 impl Service {
@@ -51,9 +56,10 @@ impl Service {
     pub fn new(
         manager: Manager<Host, Recorder>,
         facts: Facts,
-        shipping: Option<watch::Receiver<ship::Status>>,
+        spool: SpoolReader,
+        shipping: Option<ShipObserver>,
     ) -> Self {
-        Self { manager, facts, shipping }
+        Self { manager, facts, spool: Mutex::new(spool), shipping }
     }
 }
 
@@ -134,16 +140,31 @@ impl Service {
         let counts = self.manager.on_machine(|m| m.counts()).await;
         status.records = counts.produced.to_vec();
         status.missing = counts.missing.to_vec();
-        let stats = self.manager.journal().stats();
-        status.spool_frames = stats.spool_frames;
-        status.spool_bytes = stats.spool_bytes;
-        status.last_seq = stats.last_seq;
+        {
+            let spool = self.spool.lock().unwrap_or_else(PoisonError::into_inner);
+            (status.spool_frames, status.spool_bytes) = spool.backlog();
+            status.last_seq = spool.durable().seq;
+        }
         if let Some(shipping) = &self.shipping {
-            let shipping = shipping.borrow();
+            let shipping = shipping.status();
             status.acked_seq = shipping.acked_seq;
             status.collector_connected = shipping.connected;
-            status.collector_error = shipping.error.clone().unwrap_or_default();
+            status.collector_error = shipping.error.unwrap_or_default();
         }
+    }
+}
+
+impl Journal for Recorder {
+    async fn record(&self, session: Option<Uuid>, body: Body) -> Result<u64, String> {
+        Recorder::record(self, session, body).await.map_err(|e| e.to_string())
+    }
+
+    fn name_session(&self, slot: u32, session: Uuid) {
+        Recorder::name_session(self, slot, session);
+    }
+
+    async fn barrier(&self) -> Result<u64, String> {
+        Recorder::barrier(self).await.map_err(|e| e.to_string())
     }
 }
 
