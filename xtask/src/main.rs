@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod build;
+mod ebpf;
 mod lab;
 mod packages;
 mod run;
@@ -27,6 +28,8 @@ enum Task {
     Demo(run::DemoArgs),
     /// Measure against the budgets: overhead, latency, throughput, size, memory
     Bench(run::BenchArgs),
+    /// Build the kernel programs, or check that the committed object matches its sources
+    Ebpf(ebpf::EbpfArgs),
     /// Run tests in virtual machines with stock Debian kernels
     Lab(lab::LabArgs),
 }
@@ -36,6 +39,7 @@ fn main() -> Result<()> {
         Task::Test(args) => test::run(&args),
         Task::Demo(args) => run::demo(&args),
         Task::Bench(args) => run::bench(&args),
+        Task::Ebpf(args) => ebpf::run(args),
         Task::Lab(args) => lab::run(args),
     }
 }

@@ -11,6 +11,7 @@ use aya_ebpf::{
     macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
+use aya_log_ebpf::warn;
 use breakglass_abi::{
     Exec, Kind, Ring,
     record::{
@@ -43,20 +44,24 @@ pub fn process_exec(context: BtfTracePointContext) -> i32 {
     let task = Task::from_argument(context.arg::<Address>(0));
     let who = task.identity();
     if let Some(scope) = scope::enter(task, who) {
-        record(task, who, scope, context.arg::<Address>(2));
+        record(&context, task, who, scope);
     }
     0
 }
 
 /// Records, and kills what may not run: a closing session's, or what could not be recorded or followed.
 #[inline(always)]
-fn record(task: Task, who: Identity, scope: Scope, bprm: Address) {
-    let mut flags = if scope.tagged { 0 } else { FLAG_UNTAGGED };
+fn record(context: &BtfTracePointContext, task: Task, who: Identity, scope: Scope) {
+    let mut flags = 0;
+    if !scope.tagged {
+        flags = FLAG_UNTAGGED;
+        warn!(context, "the process {} is not followed: the table of tagged processes is full", who.tgid);
+    }
     let closing = scope::closing(scope.slot);
     if closing && scope::kill_current(who) {
         flags |= FLAG_KILLED;
     }
-    let recorded = build_and_send(task, who, scope, flags, bprm);
+    let recorded = build_and_send(task, who, scope, flags, context.arg::<Address>(2));
     if !closing && !(recorded && scope.tagged) && scope::deny_unrecorded() {
         scope::kill_current(who);
     }

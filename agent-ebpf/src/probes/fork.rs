@@ -1,6 +1,7 @@
 //! New processes of a session.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_log_ebpf::warn;
 use breakglass_abi::{
     Fork, Kind, Ring,
     record::{FLAG_KILLED, FLAG_UNTAGGED},
@@ -19,19 +20,26 @@ use crate::{
 pub fn process_fork(context: BtfTracePointContext) -> i32 {
     let parent = Task::from_argument(context.arg::<Address>(0));
     let child = Task::from_argument(context.arg::<Address>(1));
-    record(parent, child);
+    record(&context, parent, child);
     0
 }
 
 #[inline(always)]
-fn record(parent: Task, child: Task) {
+fn record(context: &BtfTracePointContext, parent: Task, child: Task) {
     let who = parent.identity();
     let made = child.identity();
     if who.tgid == made.tgid {
         return;
     }
     let Some(scope) = scope::inherit(parent, who, made) else { return };
-    let mut flags = if scope.tagged { 0 } else { FLAG_UNTAGGED };
+    let mut flags = 0;
+    if !scope.tagged {
+        flags = FLAG_UNTAGGED;
+        warn!(
+            context,
+            "the child {} of {} is not followed: the table of tagged processes is full", made.tgid, who.tgid
+        );
+    }
     if (scope::closing(scope.slot) || (!scope.tagged && scope::deny_unrecorded())) && scope::kill_current(who) {
         flags |= FLAG_KILLED;
     }

@@ -99,6 +99,13 @@ pub fn attach(pins: &Pins, program: &Program) -> Result<(), KernelError> {
     link.pin(&pin).map(drop).map_err(|e| KernelError::pin("cannot pin", &pin, e))
 }
 
+/// The kernel's number of a pinned tracepoint program.
+pub fn program_id(pins: &Pins, program: &Program) -> Result<u32, KernelError> {
+    let path = pins.program(program.name);
+    let info = BtfTracePoint::from_pin(&path).and_then(|program| program.info());
+    info.map(|info| info.id()).map_err(|e| KernelError::pin("cannot look at", path, e))
+}
+
 fn link_tracepoint(mut program: BtfTracePoint) -> Result<FdLink, ProgramError> {
     let id = program.attach()?;
     program.take_link(id).map(Into::into)

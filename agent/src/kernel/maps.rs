@@ -11,7 +11,8 @@ use breakglass_abi::{
 use super::{error::KernelError, pins::Pins};
 
 /// Every map of the object, in any order.
-pub const NAMES: [&str; 13] = [
+pub const NAMES: [&str; 14] = [
+    "AYA_LOGS",
     "AUDIT",
     "WITNESS",
     "BULK",

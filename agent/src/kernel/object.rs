@@ -52,6 +52,9 @@ pub enum Attached {
     InSessionTrace,
 }
 
+/// The program whose log is read; all write to one.
+pub const LOGGING: Program = PROGRAMS[1];
+
 /// All programs, in the order in which they are attached.
 pub const PROGRAMS: [Program; 7] = [
     Program { name: "process_exit", hook: Hook::Tracepoint("sched_process_exit"), attached: Attached::Always },

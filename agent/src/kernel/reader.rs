@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aya_log::EbpfLogger;
 use breakglass_abi::{Header, Ring as RingName};
 use breakglass_api::v1::{self, event::Body};
 use nix::{
@@ -22,7 +23,9 @@ use nix::{
 use super::{
     assemble::{Assembler, wire_ring},
     error::KernelError,
+    load,
     maps::{self, Counters},
+    object::LOGGING,
     pins::Pins,
     position::Position,
     ring::{Next, Ring},
@@ -60,6 +63,8 @@ pub struct Reader {
     expected: Option<Vec<((u8, u32), u64)>>,
     compared: Instant,
     generation: [u8; 16],
+    /// What the programs say about rare faults; passed on to `tracing`.
+    log: Option<EbpfLogger<&'static dyn log::Log>>,
     epoll: Epoll,
     waker: Arc<EventFd>,
     _fds: [OwnedFd; 3],
@@ -98,6 +103,7 @@ impl Reader {
             expected: None,
             compared: Instant::now(),
             generation,
+            log: open_log(pins),
             epoll,
             waker: Arc::new(waker),
             _fds: [audit_fd, witness_fd, bulk_fd],
@@ -215,6 +221,12 @@ impl Reader {
         gap(name, cpu, missing, "ring-full", bytes)
     }
 
+    fn pass_on_log(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
+    }
+
     fn has_more(&self) -> bool {
         self.rings.iter().any(Ring::has_more)
     }
@@ -286,6 +298,7 @@ impl EventSource for Reader {
         if drained {
             self.settle(out);
         }
+        self.pass_on_log();
         if let Some(new) = out.get_mut(from..) {
             // CPUs take numbers and clocks on their own; only the clock orders them.
             new.sort_by_key(|observed| observed.event.boot_ns);
@@ -322,6 +335,22 @@ impl EventSource for Reader {
         self.tracks = position.tracks;
         self.from_the_start = true;
         Ok(())
+    }
+}
+
+/// The log is a convenience: without it the counters still say what failed.
+fn open_log(pins: &Pins) -> Option<EbpfLogger<&'static dyn log::Log>> {
+    let opened = load::program_id(pins, &LOGGING).map(EbpfLogger::init_from_id);
+    match opened {
+        Ok(Ok(log)) => Some(log),
+        Ok(Err(error)) => {
+            tracing::warn!("the kernel programs' log cannot be read: {error}");
+            None
+        }
+        Err(error) => {
+            tracing::warn!("the kernel programs' log cannot be read: {error}");
+            None
+        }
     }
 }
 
