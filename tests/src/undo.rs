@@ -172,8 +172,16 @@ pub fn account_tool(program: &str, arguments: &[&str]) -> Result<()> {
 }
 
 /// Whether a signal has asked this process to end.
-pub fn interrupted() -> bool {
+fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
+}
+
+/// To be called before a program that may have begun a [`Run`] ends: after a signal it does not return, because the thread that takes
+/// everything back ends the process when it is done, and what failed meanwhile failed because of it.
+pub fn stay_if_interrupted() {
+    while interrupted() {
+        thread::park();
+    }
 }
 
 /// Carries out a folder's list and removes it.
