@@ -1,2 +1,7 @@
-//! Placeholder.
-fn main() {}
+//! `breakglass-collector`: see `breakglass-collector --help`.
+
+#![forbid(unsafe_code)]
+
+fn main() -> std::process::ExitCode {
+    breakglass_collector::cli::main()
+}

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod build;
+mod lab;
 mod packages;
 mod run;
 mod test;
@@ -26,6 +27,8 @@ enum Task {
     Demo(run::DemoArgs),
     /// Measure against the budgets: overhead, latency, throughput, size, memory
     Bench(run::BenchArgs),
+    /// Run tests in virtual machines with stock Debian kernels
+    Lab(lab::LabArgs),
 }
 
 fn main() -> Result<()> {
@@ -33,6 +36,7 @@ fn main() -> Result<()> {
         Task::Test(args) => test::run(&args),
         Task::Demo(args) => run::demo(&args),
         Task::Bench(args) => run::bench(&args),
+        Task::Lab(args) => lab::run(args),
     }
 }
 

@@ -25,7 +25,7 @@ use std::{
 use nix::libc;
 use uuid::Uuid;
 
-use super::replace::{self, Checkpoint, Like};
+use super::replace::{self, Checkpoint, Lasting, Like};
 
 /// Largest key file, bytes. An RSA-4096 key takes 720.
 const FILE_MAX: u64 = 8 * 1024;
@@ -74,7 +74,7 @@ pub fn path_for(runtime: &Path, account: &str) -> Option<PathBuf> {
     fits.then(|| runtime.join("keys").join(account))
 }
 
-/// Writes the key durably. The folders are made where they are missing.
+/// Writes the key. The folders are made where they are missing. A key is good for this boot only, so the disk is not waited for.
 pub fn write(path: &Path, grant: &KeyGrant, checkpoint: &dyn Checkpoint) -> io::Result<()> {
     if let Some(folder) = path.parent() {
         // The helper may run as another user: it must be able to look, whatever our umask is.
@@ -82,7 +82,12 @@ pub fn write(path: &Path, grant: &KeyGrant, checkpoint: &dyn Checkpoint) -> io::
         fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
     }
     let text = grant.encode().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a plain public key"))?;
-    replace::replace(path, text.as_bytes(), Like::Mode(0o644), checkpoint)
+    replace::replace(path, text.as_bytes(), Like::Mode(0o644), Lasting::ThisBoot, checkpoint)
+}
+
+/// Removes the key. One that is not there is no error.
+pub fn remove(path: &Path, checkpoint: &dyn Checkpoint) -> io::Result<()> {
+    replace::remove(path, Lasting::ThisBoot, checkpoint)
 }
 
 fn read_trusted(path: &Path, owner: u32) -> Option<String> {

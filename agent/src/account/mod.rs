@@ -26,7 +26,7 @@ use nix::libc;
 use self::{
     keys::KeyGrant,
     pwd_lock::{LockError, PwdLock},
-    replace::{Checkpoint, Like, NoCheckpoint},
+    replace::{Checkpoint, Lasting, Like, NoCheckpoint},
     shadow::{ShadowError, State},
 };
 
@@ -135,7 +135,7 @@ impl Account {
     /// that is shut already.
     pub fn lock(&self) -> Result<(), AccountError> {
         let keys =
-            replace::remove(&self.keys, self.checkpoint.as_ref()).map_err(|e| self.io("remove the key", &self.keys, e));
+            keys::remove(&self.keys, self.checkpoint.as_ref()).map_err(|e| self.io("remove the key", &self.keys, e));
         let shadow = self.edit_shadow(shadow::lock);
         match (keys, shadow) {
             (Err(first), Err(second)) => Err(AccountError::Several(Box::new(first), Box::new(second))),
@@ -165,7 +165,7 @@ impl Account {
         if new == old {
             return Ok(());
         }
-        replace::replace(&self.shadow, &new, Like::File(&file), self.checkpoint.as_ref())
+        replace::replace(&self.shadow, &new, Like::File(&file), Lasting::Durable, self.checkpoint.as_ref())
             .map_err(|e| self.io("replace", &self.shadow, e))
     }
 

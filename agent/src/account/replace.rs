@@ -1,4 +1,4 @@
-//! Replaces a file so that a crash at any point leaves the old one or the new one, whole.
+//! Replaces a file so that a reader, and what starts after a crash, sees the old one or the new one, whole.
 //!
 //! Every step that the disk can see is announced to a [`Checkpoint`] first, so that tests can stop a run between any two.
 
@@ -54,10 +54,25 @@ pub enum Like<'a> {
     Mode(u32),
 }
 
+/// Whether a file has to outlive the running kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lasting {
+    /// Content and name are on the disk when the call returns.
+    Durable,
+    /// A file that means nothing after a reboot: it is not waited for the disk.
+    ThisBoot,
+}
+
 /// Replaces `path`, which need not exist. The caller keeps others from doing the same at once.
-pub fn replace(path: &Path, content: &[u8], like: Like<'_>, checkpoint: &dyn Checkpoint) -> io::Result<()> {
+pub fn replace(
+    path: &Path,
+    content: &[u8],
+    like: Like<'_>,
+    lasting: Lasting,
+    checkpoint: &dyn Checkpoint,
+) -> io::Result<()> {
     let new = beside(path)?;
-    let result = write_beside(&new, content, like, checkpoint).and_then(|()| {
+    let result = write_beside(&new, content, like, lasting, checkpoint).and_then(|()| {
         checkpoint.before(Step::Rename, path)?;
         fs::rename(&new, path)
     });
@@ -66,14 +81,14 @@ pub fn replace(path: &Path, content: &[u8], like: Like<'_>, checkpoint: &dyn Che
         let _ = fs::remove_file(&new);
         return result;
     }
-    sync_folder(path, checkpoint)
+    sync_folder(path, lasting, checkpoint)
 }
 
-/// Removes `path` durably. A file that is not there is no error.
-pub fn remove(path: &Path, checkpoint: &dyn Checkpoint) -> io::Result<()> {
+/// Removes `path`. A file that is not there is no error.
+pub fn remove(path: &Path, lasting: Lasting, checkpoint: &dyn Checkpoint) -> io::Result<()> {
     checkpoint.before(Step::Remove, path)?;
     match fs::remove_file(path) {
-        Ok(()) => sync_folder(path, checkpoint),
+        Ok(()) => sync_folder(path, lasting, checkpoint),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
     }
@@ -88,7 +103,13 @@ fn beside(path: &Path) -> io::Result<PathBuf> {
     Ok(path.with_file_name(new))
 }
 
-fn write_beside(new: &Path, content: &[u8], like: Like<'_>, checkpoint: &dyn Checkpoint) -> io::Result<()> {
+fn write_beside(
+    new: &Path,
+    content: &[u8],
+    like: Like<'_>,
+    lasting: Lasting,
+    checkpoint: &dyn Checkpoint,
+) -> io::Result<()> {
     checkpoint.before(Step::Create, new)?;
     // Left over from a crash; `create_new` would follow no link, but would not overwrite either.
     match fs::remove_file(new) {
@@ -102,6 +123,9 @@ fn write_beside(new: &Path, content: &[u8], like: Like<'_>, checkpoint: &dyn Che
         Like::Mode(mode) => file.set_permissions(fs::Permissions::from_mode(mode))?,
     }
     file.write_all(content)?;
+    if lasting == Lasting::ThisBoot {
+        return Ok(());
+    }
     checkpoint.before(Step::SyncFile, new)?;
     file.sync_all()
 }
@@ -131,7 +155,10 @@ fn copy_xattrs(new: &File, old: &File) -> io::Result<()> {
     Ok(())
 }
 
-fn sync_folder(path: &Path, checkpoint: &dyn Checkpoint) -> io::Result<()> {
+fn sync_folder(path: &Path, lasting: Lasting, checkpoint: &dyn Checkpoint) -> io::Result<()> {
+    if lasting == Lasting::ThisBoot {
+        return Ok(());
+    }
     checkpoint.before(Step::SyncFolder, path)?;
     match path.parent() {
         Some(folder) => File::open(folder)?.sync_all(),

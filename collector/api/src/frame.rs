@@ -112,6 +112,9 @@ pub enum FrameError {
     /// The hash does not fit the bytes.
     #[error("the frame's hash does not match its content")]
     Hash,
+    /// The payload cannot be compressed; only for want of memory.
+    #[error("the payload cannot be compressed: {0}")]
+    Compress(String),
     /// The payload does not decompress to what the header says.
     #[error("the payload cannot be decompressed: {0}")]
     Decompress(String),
@@ -134,21 +137,50 @@ pub enum FrameError {
 /// A frame that has been sealed, ready to be written.
 #[derive(Clone, Debug)]
 pub struct Sealed {
+    /// What the frame says about itself.
+    pub header: Header,
     /// The whole frame.
     pub bytes: Vec<u8>,
     /// Its hash, as the next frame's `prev`.
     pub hash: Hash,
 }
 
+/// Seals frames one after another with one compression context and one buffer, which together cost more to set up than a
+/// small frame costs to compress.
+pub struct Sealer {
+    compressor: zstd::bulk::Compressor<'static>,
+    raw: Vec<u8>,
+}
+
+/// What the buffer of a [`Sealer`] may keep from one frame to the next, bytes; a rare huge batch is not paid for ever after.
+const BUFFER_KEPT: usize = 2 * 1024 * 1024;
+
+impl Sealer {
+    /// A sealer that compresses at a zstd level.
+    pub fn new(level: i32) -> Result<Self, FrameError> {
+        let compressor = zstd::bulk::Compressor::new(level).map_err(|e| FrameError::Compress(e.to_string()))?;
+        Ok(Self { compressor, raw: Vec::new() })
+    }
+
+    /// Compresses `batch` and seals it under `header`, whose `events` is taken from the batch.
+    pub fn seal(&mut self, mut header: Header, batch: &Batch) -> Result<Sealed, FrameError> {
+        header.events = count_of(batch)?;
+        self.raw.clear();
+        self.raw.shrink_to(BUFFER_KEPT);
+        let len = batch.encoded_len();
+        if len > RAW_MAX {
+            return Err(FrameError::TooLarge { what: "batch", value: len, limit: RAW_MAX });
+        }
+        // A vector grows as it must, so that this cannot fail.
+        batch.encode_raw(&mut self.raw);
+        let payload = self.compressor.compress(&self.raw).map_err(|e| FrameError::Compress(e.to_string()))?;
+        assemble(header, self.raw.len(), &payload)
+    }
+}
+
 /// Compresses `batch` and seals it under `header`, whose `events` is taken from the batch.
-pub fn seal(mut header: Header, batch: &Batch, level: i32) -> Result<Sealed, FrameError> {
-    let raw = batch.encode_to_vec();
-    header.events = u32::try_from(batch.events.len()).map_err(|_| FrameError::TooLarge {
-        what: "event count",
-        value: batch.events.len(),
-        limit: u32::MAX as usize,
-    })?;
-    seal_raw(header, &raw, level)
+pub fn seal(header: Header, batch: &Batch, level: i32) -> Result<Sealed, FrameError> {
+    Sealer::new(level)?.seal(header, batch)
 }
 
 /// As [`seal`], for a batch that is encoded already; `header.events` is the caller's to get right.
@@ -156,7 +188,19 @@ pub fn seal_raw(header: Header, raw: &[u8], level: i32) -> Result<Sealed, FrameE
     if raw.len() > RAW_MAX {
         return Err(FrameError::TooLarge { what: "batch", value: raw.len(), limit: RAW_MAX });
     }
-    let payload = zstd::bulk::compress(raw, level).map_err(|e| FrameError::Decompress(e.to_string()))?;
+    let payload = zstd::bulk::compress(raw, level).map_err(|e| FrameError::Compress(e.to_string()))?;
+    assemble(header, raw.len(), &payload)
+}
+
+fn count_of(batch: &Batch) -> Result<u32, FrameError> {
+    u32::try_from(batch.events.len()).map_err(|_| FrameError::TooLarge {
+        what: "event count",
+        value: batch.events.len(),
+        limit: u32::MAX as usize,
+    })
+}
+
+fn assemble(header: Header, raw_len: usize, payload: &[u8]) -> Result<Sealed, FrameError> {
     if payload.len() > PAYLOAD_MAX {
         return Err(FrameError::TooLarge { what: "payload", value: payload.len(), limit: PAYLOAD_MAX });
     }
@@ -171,14 +215,14 @@ pub fn seal_raw(header: Header, raw: &[u8], level: i32) -> Result<Sealed, FrameE
     bytes.extend_from_slice(&header.last_boot_ns.to_le_bytes());
     bytes.extend_from_slice(&header.wall_offset_ns.to_le_bytes());
     bytes.extend_from_slice(&header.events.to_le_bytes());
-    bytes.extend_from_slice(&(raw.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(&(raw_len as u32).to_le_bytes());
     bytes.extend_from_slice(&(payload.len() as u32).to_le_bytes());
     bytes.extend_from_slice(&[0; 4]);
     debug_assert_eq!(bytes.len(), HEADER_LEN);
-    bytes.extend_from_slice(&payload);
+    bytes.extend_from_slice(payload);
     let hash = hash_of(&bytes);
     bytes.extend_from_slice(&hash);
-    Ok(Sealed { bytes, hash })
+    Ok(Sealed { header, bytes, hash })
 }
 
 /// A checked frame: the structure holds and the hash fits. Whether it continues a chain is for the caller to compare.
@@ -250,6 +294,11 @@ impl<'a> Frame<'a> {
             return Err(FrameError::Sequence);
         }
         Ok(Self { header, hash: array_at(hash, 0), payload: &body[HEADER_LEN..], raw_len })
+    }
+
+    /// The same content at another place of another chain; for what a damaged spool still holds behind the damage.
+    pub fn reseal(&self, stream_id: [u8; 16], seq: u64, prev: Hash) -> Result<Sealed, FrameError> {
+        assemble(Header { stream_id, seq, prev, ..self.header }, self.raw_len, self.payload)
     }
 
     /// Decompresses and decodes the payload.
@@ -340,6 +389,25 @@ mod tests {
         let hash = hash_of(&sealed.bytes[..end]);
         sealed.bytes[end..].copy_from_slice(&hash);
         assert!(matches!(Frame::parse(&sealed.bytes).unwrap().batch(), Err(FrameError::Decompress(_))));
+    }
+
+    #[test]
+    fn one_sealer_makes_the_same_frames_as_many() {
+        let mut sealer = Sealer::new(1).unwrap();
+        for seq in 1..20u64 {
+            let batch = batch(vec![vec![b'x'; 5000 * (20 - seq as usize)], seq.to_le_bytes().to_vec()]);
+            assert_eq!(sealer.seal(header(seq), &batch).unwrap().bytes, seal(header(seq), &batch, 1).unwrap().bytes);
+        }
+    }
+
+    #[test]
+    fn a_resealed_frame_has_the_same_content_at_its_new_place() {
+        let content = batch(vec![b"id".to_vec()]);
+        let old = seal(header(7), &content, 1).unwrap();
+        let new = Frame::parse(&old.bytes).unwrap().reseal([8; 16], 1, [0; 32]).unwrap();
+        let frame = Frame::parse(&new.bytes).unwrap();
+        assert_eq!(frame.header, Header { stream_id: [8; 16], seq: 1, prev: [0; 32], ..old.header });
+        assert_eq!(frame.batch().unwrap(), content);
     }
 
     proptest! {

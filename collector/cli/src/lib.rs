@@ -2,5 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cli;
+pub mod config;
 pub mod operator;
+pub mod print;
 pub mod security;

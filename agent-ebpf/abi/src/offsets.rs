@@ -1,0 +1,194 @@
+//! Where the kernel keeps what the programs read.
+
+/// Value of a field that this kernel does not have and that the programs can do without.
+pub const ABSENT: u32 = u32::MAX;
+
+/// Declares the struct and the list of its fields together.
+macro_rules! offsets {
+    ($($(#[$meta:meta])* $name:ident,)*) => {
+        /// Byte offsets of struct members in the running kernel, set by the agent from BTF before the programs are loaded.
+        ///
+        /// The programs see them as constants, which is what lets the verifier accept loads through kernel pointers.
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub struct Offsets {
+            $($(#[$meta])* pub $name: u32,)*
+        }
+
+        impl Offsets {
+            /// How many there are.
+            pub const COUNT: usize = [$(stringify!($name)),*].len();
+            /// Their names, in order.
+            pub const NAMES: [&'static str; Self::COUNT] = [$(stringify!($name)),*];
+            /// Nothing resolved; what the compiled object holds.
+            pub const UNSET: Self = Self { $($name: 0,)* };
+        }
+
+        const _: () = assert!(core::mem::size_of::<Offsets>() == 4 * Offsets::COUNT);
+    };
+}
+
+offsets! {
+    /// `task_struct.tgid`
+    task_tgid,
+    /// `task_struct.pid`
+    task_pid,
+    /// `task_struct.group_leader`
+    task_group_leader,
+    /// `task_struct.start_boottime`
+    task_start,
+    /// `task_struct.real_parent`
+    task_parent,
+    /// `task_struct.mm`
+    task_mm,
+    /// `task_struct.cred`
+    task_cred,
+    /// `task_struct.signal`
+    task_signal,
+    /// `task_struct.exit_code`
+    task_exit_code,
+    /// `task_struct.loginuid`; may be absent
+    task_loginuid,
+    /// `task_struct.sessionid`; may be absent
+    task_sessionid,
+    /// `task_struct.nsproxy`
+    task_nsproxy,
+    /// `task_struct.fs`
+    task_fs,
+    /// `task_struct.files`
+    task_files,
+    /// `task_struct.thread_info.status`
+    task_status,
+    /// `mm_struct.arg_start`
+    mm_arg_start,
+    /// `mm_struct.arg_end`
+    mm_arg_end,
+    /// `mm_struct.env_start`
+    mm_env_start,
+    /// `mm_struct.env_end`
+    mm_env_end,
+    /// `cred.uid`
+    cred_uid,
+    /// `cred.gid`
+    cred_gid,
+    /// `cred.suid`
+    cred_suid,
+    /// `cred.sgid`
+    cred_sgid,
+    /// `cred.euid`
+    cred_euid,
+    /// `cred.egid`
+    cred_egid,
+    /// `cred.cap_effective`
+    cred_cap_effective,
+    /// `cred.user_ns`
+    cred_user_ns,
+    /// `user_namespace.ns.inum`
+    user_ns_inum,
+    /// `nsproxy.pid_ns_for_children`
+    nsproxy_pid,
+    /// `nsproxy.mnt_ns`
+    nsproxy_mount,
+    /// `nsproxy.net_ns`
+    nsproxy_net,
+    /// `pid_namespace.ns.inum`
+    pid_ns_inum,
+    /// `mnt_namespace.ns.inum`
+    mount_ns_inum,
+    /// `net.ns.inum`
+    net_ns_inum,
+    /// `signal_struct.live`
+    signal_live,
+    /// `signal_struct.flags`
+    signal_flags,
+    /// `signal_struct.group_exit_code`
+    signal_exit_code,
+    /// `signal_struct.tty`
+    signal_tty,
+    /// `linux_binprm.file`
+    bprm_file,
+    /// `linux_binprm.filename`
+    bprm_filename,
+    /// `linux_binprm.interp`
+    bprm_interp,
+    /// `file.f_path`
+    file_path,
+    /// `file.f_inode`
+    file_inode,
+    /// `file.private_data`
+    file_private,
+    /// `path.mnt`
+    path_mnt,
+    /// `path.dentry`
+    path_dentry,
+    /// `fs_struct.root`
+    fs_root,
+    /// `fs_struct.pwd`
+    fs_pwd,
+    /// `dentry.d_parent`
+    dentry_parent,
+    /// `dentry.d_name.name`
+    dentry_name,
+    /// `dentry.d_name.len`
+    dentry_name_len,
+    /// `vfsmount.mnt_root`
+    vfsmount_root,
+    /// `mount.mnt`
+    mount_mnt,
+    /// `mount.mnt_parent`
+    mount_parent,
+    /// `mount.mnt_mountpoint`
+    mount_mountpoint,
+    /// `inode.i_ino`
+    inode_ino,
+    /// `inode.i_mode`
+    inode_mode,
+    /// `inode.i_nlink`
+    inode_nlink,
+    /// `inode.i_rdev`
+    inode_rdev,
+    /// `inode.i_sb`
+    inode_sb,
+    /// `super_block.s_dev`
+    sb_dev,
+    /// `files_struct.fdt`
+    files_fdt,
+    /// `fdtable.max_fds`
+    fdt_max,
+    /// `fdtable.fd`
+    fdt_fd,
+    /// `tty_file_private.tty`
+    tty_file_tty,
+    /// `tty_struct.link`
+    tty_link,
+    /// `tty_struct.index`
+    tty_index,
+    /// `tty_struct.driver`
+    tty_driver,
+    /// `tty_struct.termios.c_lflag`
+    tty_lflag,
+    /// `tty_struct.winsize.ws_row`
+    tty_rows,
+    /// `tty_struct.winsize.ws_col`
+    tty_cols,
+    /// `tty_struct.ctrl.session` (`session` before 5.16)
+    tty_session,
+    /// `tty_struct.ctrl.packet` (`packet` before 5.16)
+    tty_packet,
+    /// `tty_driver.major`
+    driver_major,
+    /// `tty_driver.minor_start`
+    driver_minor,
+    /// `pid.numbers`, the first element's `nr`
+    pid_nr,
+    /// `pt_regs.orig_ax`
+    regs_orig_ax,
+    /// `pt_regs.di`
+    regs_di,
+    /// `pt_regs.si`
+    regs_si,
+    /// `pt_regs.bx`
+    regs_bx,
+    /// `pt_regs.cx`
+    regs_cx,
+}

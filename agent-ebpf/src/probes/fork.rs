@@ -1,0 +1,47 @@
+//! New processes of a session.
+
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use breakglass_abi::{
+    Fork, Kind, Ring,
+    record::{FLAG_KILLED, FLAG_UNTAGGED},
+};
+
+use crate::{
+    emit::{self, Envelope},
+    scope,
+    scratch::{self, Slot},
+    task::{Address, Task},
+};
+
+/// `TP_PROTO(struct task_struct *parent, struct task_struct *child)`, from `kernel_clone` before the child can run, so the tag
+/// precedes anything that it does. Kernels 5.17 and later.
+#[btf_tracepoint(function = "sched_process_fork")]
+pub fn process_fork(context: BtfTracePointContext) -> i32 {
+    let parent = Task::from_argument(context.arg::<Address>(0));
+    let child = Task::from_argument(context.arg::<Address>(1));
+    record(parent, child);
+    0
+}
+
+#[inline(always)]
+fn record(parent: Task, child: Task) {
+    let who = parent.identity();
+    let made = child.identity();
+    if who.tgid == made.tgid {
+        return;
+    }
+    let Some(scope) = scope::inherit(parent, who, made) else { return };
+    let mut flags = if scope.tagged { 0 } else { FLAG_UNTAGGED };
+    if (scope::closing(scope.slot) || (!scope.tagged && scope::deny_unrecorded())) && scope::kill_current(who) {
+        flags |= FLAG_KILLED;
+    }
+    let Some(slot) = Slot::get(scratch::TRACE) else { return };
+    let fork: *mut Fork = slot.record();
+    unsafe {
+        (*fork).child_start_ns = made.start_ns;
+        (*fork).child_tgid = made.tgid;
+        (*fork).reserved = 0;
+    }
+    let envelope = Envelope { ring: Ring::Audit, kind: Kind::Fork, flags, slot: scope.slot, who };
+    emit::send(envelope, slot.record(), Fork::SIZE as u64, 0);
+}

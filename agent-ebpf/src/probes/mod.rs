@@ -1,0 +1,11 @@
+//! The programs, in the order in which the kernel reaches their hooks. One file a subject.
+
+mod fork;
+
+mod exec;
+
+mod exit;
+
+mod syscall;
+
+mod pty;

@@ -1,0 +1,141 @@
+//! Which tasks count as part of a session, and what may not run.
+
+use aya_ebpf::{
+    helpers::bpf_send_signal,
+    macros::map,
+    maps::{Array, HashMap},
+};
+use breakglass_abi::{
+    ProcessKey, Settings, Tag,
+    settings::{NO_UID, SETTING_DENY, SLOT_CLOSING, Site, TAG_BY_DESCENT, TAG_BY_LOGINUID, TAG_BY_UID},
+};
+
+use crate::{
+    fault,
+    task::{Identity, Task, load, offset},
+};
+
+/// Most processes that can be tagged at a time; twice the kernel's usual limit of processes. A full table is a fault, never an
+/// eviction.
+const TAGS_MAX: u32 = 65_536;
+/// Most sessions whose processes can be closing at a time.
+const SLOTS_MAX: u32 = 64;
+const SIGKILL: u32 = 9;
+
+#[map]
+static TAGS: HashMap<ProcessKey, Tag> = HashMap::with_max_entries(TAGS_MAX, 0);
+#[map]
+static SLOTS: HashMap<u32, u32> = HashMap::with_max_entries(SLOTS_MAX, 0);
+#[map]
+static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+
+/// A task in scope.
+#[derive(Clone, Copy)]
+pub struct Scope {
+    /// Number of the session, 0 for none.
+    pub slot: u32,
+    /// Whether it could be tagged; if not, its children will be missed.
+    pub tagged: bool,
+}
+
+/// Whether the process is in scope: it is tagged, or it is the emergency account's (and is tagged by this).
+#[inline(always)]
+pub fn enter(task: Task, who: Identity) -> Option<Scope> {
+    let settings = settings()?;
+    let key = who.key();
+    if let Some(tag) = TAGS.get_ptr_mut(&key) {
+        return Some(Scope { slot: adopt(tag, settings), tagged: true });
+    }
+    let cause = account_cause(task, settings)?;
+    Some(insert(&key, Tag { slot: settings.open_slot, cause }))
+}
+
+/// Tags a new process whose parent is in scope. `None` where it is not.
+#[inline(always)]
+pub fn inherit(parent: Task, parent_who: Identity, child: Identity) -> Option<Scope> {
+    let settings = settings()?;
+    let parent_key = parent_who.key();
+    let tag = match TAGS.get_ptr_mut(&parent_key) {
+        Some(tag) => Tag { slot: adopt(tag, settings), cause: TAG_BY_DESCENT },
+        // sshd's own child runs as the account without ever having executed as it.
+        None => Tag { slot: settings.open_slot, cause: account_cause(parent, settings)? },
+    };
+    Some(insert(&child.key(), tag))
+}
+
+/// Forgets a process. Whether it was tagged, and for which session.
+#[inline(always)]
+pub fn leave(who: Identity) -> Option<u32> {
+    let key = who.key();
+    let slot = unsafe { TAGS.get(&key) }?.slot;
+    // Two last threads can get here at once; one of them removes it.
+    TAGS.remove(&key).ok().map(|()| slot)
+}
+
+/// Whether tasks of this session may neither exec nor fork any more.
+#[inline(always)]
+pub fn closing(slot: u32) -> bool {
+    unsafe { SLOTS.get(&slot) }.is_some_and(|state| *state == SLOT_CLOSING)
+}
+
+/// Whether what cannot be recorded may not run.
+#[inline(always)]
+pub fn deny_unrecorded() -> bool {
+    settings().is_some_and(|settings| settings.flags & SETTING_DENY != 0)
+}
+
+/// Kills the running process before it returns to its program. The init process is never killed.
+#[inline(always)]
+pub fn kill_current(who: Identity) -> bool {
+    if who.tgid == 1 {
+        return false;
+    }
+    let sent = unsafe { bpf_send_signal(SIGKILL) };
+    if sent != 0 {
+        fault::count(Site::Signal, sent);
+    }
+    sent == 0
+}
+
+#[inline(always)]
+fn settings() -> Option<&'static Settings> {
+    SETTINGS.get(0)
+}
+
+/// A process tagged while no session was open belongs to the one that is open now.
+#[inline(always)]
+fn adopt(tag: *mut Tag, settings: &Settings) -> u32 {
+    unsafe {
+        if (*tag).slot == 0 && settings.open_slot != 0 {
+            (*tag).slot = settings.open_slot;
+        }
+        (*tag).slot
+    }
+}
+
+#[inline(always)]
+fn account_cause(task: Task, settings: &Settings) -> Option<u32> {
+    let account = settings.account_uid;
+    if account == NO_UID {
+        return None;
+    }
+    if task.loginuid() == account {
+        return Some(TAG_BY_LOGINUID);
+    }
+    let cred = task.cred()?;
+    let uid: u32 = load(cred, offset!(cred_uid));
+    let euid: u32 = load(cred, offset!(cred_euid));
+    if uid == account || euid == account { Some(TAG_BY_UID) } else { None }
+}
+
+#[inline(always)]
+fn insert(key: &ProcessKey, tag: Tag) -> Scope {
+    let tagged = match TAGS.insert(key, &tag, 0) {
+        Ok(()) => true,
+        Err(error) => {
+            fault::count(Site::TagInsert, i64::from(error));
+            false
+        }
+    };
+    Scope { slot: tag.slot, tagged }
+}

@@ -1,0 +1,137 @@
+//! Terminals of sessions, known by the slave's `tty_struct`: echo runs in a kernel worker and sshd types for the user, so the
+//! current task says nothing about whose terminal it is.
+//!
+//! Nothing tells these programs when a `tty_struct` is freed. An entry is trusted only while the slave's session is the one
+//! remembered, or none (its leader has exited and data still flows); otherwise a task in scope renews it under a new id, and
+//! anybody else's use of it removes it.
+
+use aya_ebpf::{
+    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_boot_ns},
+    macros::map,
+    maps::HashMap,
+};
+use breakglass_abi::{Terminal, settings::Site};
+
+use crate::{
+    fault,
+    task::{offset, peek},
+};
+
+/// Most terminals of sessions at a time; `kernel.pty.max` is 4,096 by default.
+const TERMINALS_MAX: u32 = 4096;
+/// Major numbers of `/dev/pts/N`.
+const SLAVE_MAJORS: core::ops::RangeInclusive<u32> = 136..=143;
+/// Major numbers of Unix98 masters.
+const MASTER_MAJORS: core::ops::RangeInclusive<u32> = 128..=135;
+
+const ISIG: u32 = 0x1;
+const ICANON: u32 = 0x2;
+const ECHO: u32 = 0x8;
+
+#[map]
+static TERMINALS: HashMap<u64, Terminal> = HashMap::with_max_entries(TERMINALS_MAX, 0);
+
+/// Which end of a pseudo terminal a `tty_struct` is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// `/dev/ptmx`.
+    Master,
+    /// `/dev/pts/N`.
+    Slave,
+    /// Not a pseudo terminal.
+    Other,
+}
+
+/// The driver's numbers of a `tty_struct`: major, and minor of this terminal.
+#[inline(always)]
+pub fn device(tty: u64) -> Option<(u32, u32)> {
+    let driver: u64 = peek(tty, offset!(tty_driver), Site::ReadTerminal)?;
+    let major: u32 = peek(driver, offset!(driver_major), Site::ReadTerminal)?;
+    let first: u32 = peek(driver, offset!(driver_minor), Site::ReadTerminal)?;
+    let index: u32 = peek(tty, offset!(tty_index), Site::ReadTerminal)?;
+    Some((major, first + index))
+}
+
+/// Which end a major number means. The numbers are in the kernel's documented list of devices, unlike the driver subtypes.
+#[inline(always)]
+pub fn end_of(major: u32) -> End {
+    if SLAVE_MAJORS.contains(&major) {
+        End::Slave
+    } else if MASTER_MAJORS.contains(&major) {
+        End::Master
+    } else {
+        End::Other
+    }
+}
+
+/// The entry of a slave as a task in scope sees it: found, renewed or made.
+#[inline(always)]
+pub fn claim(slave: u64, slot: u32) -> Option<Terminal> {
+    let session = session_of(slave)?;
+    if let Some(known) = TERMINALS.get_ptr_mut(&slave) {
+        let known = unsafe { &mut *known };
+        if known.session == session || session == 0 || known.session == 0 {
+            if session != 0 {
+                known.session = session;
+            }
+            if known.slot == 0 {
+                known.slot = slot;
+            }
+            return Some(*known);
+        }
+    }
+    let index: u32 = peek(slave, offset!(tty_index), Site::ReadTerminal)?;
+    let terminal = Terminal { id: new_id(), slot, session, index, reserved: 0 };
+    if let Err(error) = TERMINALS.insert(&slave, &terminal, 0) {
+        fault::count(Site::TerminalInsert, i64::from(error));
+    }
+    Some(terminal)
+}
+
+/// The entry of a slave as anybody else sees it. An entry that has become somebody else's terminal is dropped.
+#[inline(always)]
+pub fn find(slave: u64) -> Option<Terminal> {
+    let known = TERMINALS.get_ptr_mut(&slave)?;
+    let known = unsafe { &mut *known };
+    let session = session_of(slave)?;
+    if session != 0 && known.session == 0 {
+        known.session = session;
+    }
+    if session != 0 && session != known.session {
+        // Gone already if another CPU was faster.
+        let _ = TERMINALS.remove(&slave);
+        return None;
+    }
+    Some(*known)
+}
+
+/// Whether what is typed now must not be kept: the program echoes nothing and reads lines (a password prompt), or echoes
+/// nothing and takes raw bytes (the outer end of a nest of terminals, whose inner end is the record).
+#[inline(always)]
+pub fn hides_input(slave: u64) -> Option<bool> {
+    let modes: u32 = peek(slave, offset!(tty_lflag), Site::ReadTerminal)?;
+    Some(modes & ECHO == 0 && (modes & ICANON != 0 || modes & ISIG == 0))
+}
+
+/// Height and width, 0 where unknown.
+#[inline(always)]
+pub fn size(slave: u64) -> (u16, u16) {
+    let rows = peek(slave, offset!(tty_rows), Site::ReadTerminal).unwrap_or(0);
+    let cols = peek(slave, offset!(tty_cols), Site::ReadTerminal).unwrap_or(0);
+    (rows, cols)
+}
+
+/// Pid of the session leader, 0 for none.
+#[inline(always)]
+fn session_of(slave: u64) -> Option<u32> {
+    let pid: u64 = peek(slave, offset!(tty_session), Site::ReadTerminal)?;
+    if pid == 0 { Some(0) } else { peek(pid, offset!(pid_nr), Site::ReadTerminal) }
+}
+
+/// The boot clock with the CPU in its low byte: two terminals would have to be met within 256 ns on one CPU to share it.
+#[inline(always)]
+fn new_id() -> u64 {
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    (now & !0xff) | u64::from(cpu & 0xff)
+}

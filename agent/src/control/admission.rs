@@ -1,0 +1,177 @@
+//! How many connections there may be, and who has to go when there are too many.
+//!
+//! Nobody who has proved nothing may keep others out, and an operator cannot be told from a flood before the proof. So a
+//! new connection is let in at the cost of one that is waiting, of the source that has most: the one with most wrong proofs,
+//! then the oldest. Clients connect anew when that hits them; a challenge is not tied to its connection. A connection whose
+//! request is being worked on is never ended.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tokio::sync::Notify;
+
+use super::source::Group;
+
+/// Most connections of one source on one listener.
+pub const PER_SOURCE: usize = 16;
+/// Most connections on one listener.
+pub const IN_ALL: usize = 64;
+
+/// The connections of one listener.
+#[derive(Default)]
+pub struct Admission {
+    next: AtomicU64,
+    /// By number; smaller is older.
+    entries: Mutex<HashMap<u64, Entry>>,
+}
+
+struct Entry {
+    group: Group,
+    busy: bool,
+    leaving: bool,
+    failures: u32,
+    leave: Arc<Notify>,
+}
+
+/// The right to be connected; given back when dropped.
+pub struct Ticket {
+    admission: Arc<Admission>,
+    number: u64,
+    leave: Arc<Notify>,
+}
+
+impl Admission {
+    /// Lets a connection in, if need be at the cost of a waiting one; `None` where every other one is being worked on.
+    pub fn admit(self: &Arc<Self>, group: Group) -> Option<Ticket> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let leave = Arc::new(Notify::new());
+        let mut entries = self.entries();
+        // Those that were told to leave still hold a task until they have left: they count twice over at most.
+        if entries.len() >= 2 * IN_ALL {
+            return None;
+        }
+        let mut counts: HashMap<Group, usize> = HashMap::new();
+        for entry in entries.values().filter(|entry| !entry.leaving) {
+            *counts.entry(entry.group).or_default() += 1;
+        }
+        if counts.get(&group).is_some_and(|n| *n >= PER_SOURCE) {
+            evict(&mut entries, group)?;
+        } else if counts.values().sum::<usize>() >= IN_ALL {
+            let mut largest: Vec<(usize, Group)> = counts.into_iter().map(|(group, n)| (n, group)).collect();
+            largest.sort_unstable_by(|a, b| b.cmp(a));
+            largest.into_iter().find_map(|(_, group)| evict(&mut entries, group))?;
+        }
+        entries.insert(number, Entry { group, busy: false, leaving: false, failures: 0, leave: Arc::clone(&leave) });
+        Some(Ticket { admission: Arc::clone(self), number, leave })
+    }
+
+    fn entries(&self) -> MutexGuard<'_, HashMap<u64, Entry>> {
+        // Each change is complete within one statement.
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tells one waiting connection of the group to leave.
+fn evict(entries: &mut HashMap<u64, Entry>, group: Group) -> Option<()> {
+    let waiting = entries.iter_mut().filter(|(_, entry)| entry.group == group && !entry.busy && !entry.leaving);
+    let (_, victim) = waiting.max_by_key(|(number, entry)| (entry.failures, std::cmp::Reverse(**number)))?;
+    victim.leaving = true;
+    victim.leave.notify_one();
+    Some(())
+}
+
+impl Ticket {
+    /// Resolves when the connection has to make room.
+    pub async fn asked_to_leave(&self) {
+        self.leave.notified().await;
+    }
+
+    /// Asks this connection itself to leave once it waits for a request.
+    pub fn leave_when_idle(&self) {
+        self.leave.notify_one();
+    }
+
+    /// While busy, the connection is left alone.
+    pub fn set_busy(&self, busy: bool) {
+        self.change(|entry| entry.busy = busy);
+    }
+
+    /// Notes a wrong proof.
+    pub fn failed(&self) {
+        self.change(|entry| entry.failures = entry.failures.saturating_add(1));
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Entry)) {
+        if let Some(entry) = self.admission.entries().get_mut(&self.number) {
+            change(entry);
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.admission.entries().remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn told_to_leave(ticket: &Ticket) -> bool {
+        ticket.asked_to_leave().now_or_never().is_some()
+    }
+
+    #[test]
+    fn a_source_makes_room_for_itself() {
+        let admission = Arc::new(Admission::default());
+        let flood: Vec<_> = (0..PER_SOURCE).map(|_| admission.admit(Group::User(1)).unwrap()).collect();
+        flood[5].failed();
+        let more = admission.admit(Group::User(1)).unwrap();
+        assert_eq!(flood.iter().position(told_to_leave), Some(5), "the one with a wrong proof");
+        let _more = admission.admit(Group::User(1)).unwrap();
+        assert_eq!(flood.iter().position(told_to_leave), Some(0), "then the oldest");
+        let other = admission.admit(Group::User(2)).unwrap();
+        assert!(!told_to_leave(&other) && !told_to_leave(&more));
+    }
+
+    #[test]
+    fn the_largest_source_makes_room_for_others() {
+        let admission = Arc::new(Admission::default());
+        let mut held = Vec::new();
+        for user in 0..4 {
+            held.extend((0..PER_SOURCE).map(|_| admission.admit(Group::User(user)).unwrap()));
+        }
+        drop(held.pop());
+        let single = admission.admit(Group::User(100)).unwrap();
+        let second = admission.admit(Group::User(101)).unwrap();
+        assert!(!told_to_leave(&single) && !told_to_leave(&second));
+        assert_eq!(held.iter().filter(|t| told_to_leave(t)).count(), 1);
+    }
+
+    #[test]
+    fn work_is_not_interrupted() {
+        let admission = Arc::new(Admission::default());
+        let held: Vec<_> = (0..PER_SOURCE).map(|_| admission.admit(Group::User(1)).unwrap()).collect();
+        held.iter().for_each(|t| t.set_busy(true));
+        assert!(admission.admit(Group::User(1)).is_none());
+        held[3].set_busy(false);
+        assert!(admission.admit(Group::User(1)).is_some());
+    }
+
+    #[test]
+    fn those_that_do_not_leave_are_bounded_too() {
+        let admission = Arc::new(Admission::default());
+        let held: Vec<_> = (0..10 * IN_ALL).filter_map(|i| admission.admit(Group::User(i as u32 % 7))).collect();
+        assert_eq!(held.len(), 2 * IN_ALL);
+        drop(held);
+        assert!(admission.entries().is_empty());
+    }
+}

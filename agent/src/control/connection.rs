@@ -1,0 +1,180 @@
+//! One connection: a request, an answer, and again.
+
+use std::{sync::Arc, time::Instant};
+
+use breakglass_api::{
+    CONTROL_MESSAGE_MAX,
+    grant::{CloseText, GrantText},
+    v1::{
+        self, ControlRequest, ControlResponse, ProofRefused, control_request::Body as Request,
+        control_response::Body as Answer,
+    },
+};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{
+    CloseBy, Sessions,
+    admission::Ticket,
+    cost::Checks,
+    fold::Refusals,
+    source::Source,
+    verifier::Verifier,
+    wire::{self, ReadError},
+};
+use crate::grant::{Refusal, Signed, proof};
+
+/// What all connections share.
+pub struct Shared<S> {
+    /// Who decides.
+    pub sessions: Arc<S>,
+    /// Who checks proofs.
+    pub verifier: Arc<Verifier>,
+    /// What checks may cost.
+    pub checks: Checks,
+    /// What was refused and is to be recorded.
+    pub refusals: Refusals,
+}
+
+/// Serves one connection until the other side ends it, breaks the rules, or has to make room.
+pub async fn serve<S: Sessions, T: AsyncRead + AsyncWrite + Unpin>(
+    shared: Arc<Shared<S>>,
+    mut stream: T,
+    source: Source,
+    ticket: &Ticket,
+) {
+    loop {
+        ticket.set_busy(false);
+        let request = tokio::select! {
+            request = wire::read(&mut stream) => request,
+            () = ticket.asked_to_leave() => return,
+        };
+        ticket.set_busy(true);
+        let (answer, go_on) = match request {
+            Ok(request) => (answer(&shared, request, source, ticket).await, true),
+            Err(ReadError::Gone) => return,
+            Err(ReadError::TooLarge(size)) => {
+                let message = format!("the message has {size} bytes, the limit is {CONTROL_MESSAGE_MAX}");
+                (Answer::Refused(shared.refuse(source, Refusal::new("too-large", message), None)), false)
+            }
+            Err(ReadError::Garbage(error)) => {
+                let message = format!("not a request of this protocol: {error}; use a breakglass client");
+                (Answer::Refused(shared.refuse(source, Refusal::new("bad-request", message), None)), false)
+            }
+        };
+        let sent = wire::write(&mut stream, &ControlResponse { body: Some(answer) }).await;
+        if sent.is_err() || !go_on {
+            return;
+        }
+    }
+}
+
+async fn answer<S: Sessions>(
+    shared: &Arc<Shared<S>>,
+    request: ControlRequest,
+    source: Source,
+    ticket: &Ticket,
+) -> Answer {
+    match request.body {
+        Some(Request::Challenge(_)) => Answer::Challenge(shared.verifier.challenge()),
+        Some(Request::Status(_)) => Answer::Status(shared.sessions.status(source.is_local()).await),
+        Some(Request::Open(open)) => {
+            let signed = Signed { text: open.grant_text, signature: open.signature };
+            match shared.open(signed.clone(), source).await {
+                Ok(opened) => Answer::Opened(opened),
+                Err(refusal) => {
+                    ticket.failed();
+                    Answer::Refused(shared.refuse(source, refusal, Some(&signed)))
+                }
+            }
+        }
+        Some(Request::Close(close)) => {
+            let signed = Signed { text: close.close_text, signature: close.signature };
+            match shared.close(signed.clone(), source).await {
+                Ok(closed) => Answer::Closed(closed),
+                Err(refusal) => {
+                    ticket.failed();
+                    Answer::Refused(shared.refuse(source, refusal, Some(&signed)))
+                }
+            }
+        }
+        None => {
+            let refusal = Refusal::new("bad-request", "the request is empty or of a kind that this host does not know");
+            Answer::Refused(shared.refuse(source, refusal, None))
+        }
+    }
+}
+
+impl<S: Sessions> Shared<S> {
+    async fn open(self: &Arc<Self>, signed: Signed, source: Source) -> Result<v1::Opened, Refusal> {
+        let started = Instant::now();
+        let verifier = Arc::clone(&self.verifier);
+        let grant = self.checks.run(source.group(), move || verifier.grant(signed)).await?;
+        let sessions = Arc::clone(&self.sessions);
+        // A task of its own: what has begun is not left half done when the connection goes.
+        let mut opened = finished(tokio::spawn(async move { sessions.open(grant, source).await })).await?;
+        opened.agent_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        Ok(opened)
+    }
+
+    async fn close(self: &Arc<Self>, signed: Signed, source: Source) -> Result<v1::Closed, Refusal> {
+        let by = if signed.text.is_empty() && signed.signature.is_empty() {
+            self.local_closer(source)?
+        } else {
+            let verifier = Arc::clone(&self.verifier);
+            let close = self.checks.run(source.group(), move || verifier.close(signed)).await?;
+            CloseBy::Operator(Box::new(close))
+        };
+        let sessions = Arc::clone(&self.sessions);
+        finished(tokio::spawn(async move { sessions.close(by, source).await })).await
+    }
+
+    /// Over the Unix socket root and the emergency account need no signature: they are on the host already.
+    fn local_closer(&self, source: Source) -> Result<CloseBy, Refusal> {
+        match source {
+            Source::Unix { uid: 0, .. } => Ok(CloseBy::Root),
+            Source::Unix { uid, .. } if uid == self.verifier.identity().account_uid => Ok(CloseBy::Account),
+            _ => Err(Refusal::new(
+                "not-allowed",
+                "only root and the emergency account may close without a signature, and only on the host itself; sign the request",
+            )),
+        }
+    }
+
+    /// Notes a refusal for the record and makes the answer of it.
+    fn refuse(&self, source: Source, refusal: Refusal, signed: Option<&Signed>) -> v1::Refused {
+        let mut refused = ProofRefused {
+            code: refusal.code.to_owned(),
+            message: refusal.message.clone(),
+            source: source.to_string(),
+            count: 1,
+            ..ProofRefused::default()
+        };
+        if let Some(signed) = signed {
+            claims(signed, &mut refused);
+        }
+        tracing::warn!(code = refusal.code, %source, claimed = %refused.claimed_operator, "refused: {}", refusal.message);
+        self.refusals.add(source.group(), refused);
+        v1::Refused { code: refusal.code.to_owned(), message: refusal.message }
+    }
+}
+
+/// What a refused request says about itself, where it can be read.
+fn claims(signed: &Signed, refused: &mut ProofRefused) {
+    if let Ok(text) = GrantText::parse(&signed.text) {
+        refused.claimed_operator = text.claim.operator;
+        refused.claimed_reason = text.reason;
+    } else if let Ok(text) = CloseText::parse(&signed.text) {
+        refused.claimed_operator = text.claim.operator;
+    }
+    refused.key_fingerprint = proof::claimed_fingerprint(&signed.signature).unwrap_or_default();
+}
+
+async fn finished<T>(task: tokio::task::JoinHandle<Result<T, Refusal>>) -> Result<T, Refusal> {
+    match task.await {
+        Ok(result) => result,
+        Err(error) => {
+            tracing::error!(%error, "a request was not worked off");
+            Err(Refusal::new("failed", "the agent failed at this request; its log says why; try again"))
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The two doors: a Unix socket, and TLS on a TCP port.
+
+use std::{
+    fs,
+    io::{self, ErrorKind},
+    net::SocketAddr,
+    os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rustls::{
+    ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
+use tokio::net::{TcpListener, UnixListener};
+
+/// File in the runtime folder that tells the port that was taken.
+pub const ADDRESS_FILE: &str = "control.addr";
+
+/// Why operators cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The address is taken or not ours.
+    #[error(
+        "cannot listen on {address}: {source}; end the program that does, or set control.listen to another address"
+    )]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Another agent answers on the socket.
+    #[error("another program already serves {0}; end it first")]
+    Served(PathBuf),
+    /// Something else is where the socket should be.
+    #[error("{0} exists and is not a socket; move it away or set control.socket to another path")]
+    NotASocket(PathBuf),
+    /// A file operation failed.
+    #[error("cannot {what} {path}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The host's certificate cannot be used.
+    #[error(
+        "control.listen needs the host's certificate: {path}: {message}; enrol the host (breakglass-collector enroll host)"
+    )]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+}
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ControlError {
+    move |source| ControlError::Io { what, path: path.to_owned(), source }
+}
+
+/// Makes a folder that everybody may look into, whatever the umask is. An existing one is left as it is.
+pub fn public_folder(path: &Path) -> Result<(), ControlError> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(failed("make", path))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(failed("open to all", path))
+}
+
+/// Listens on a socket that everybody may connect to; what they may do is decided by who they are. A socket that nobody
+/// serves any more is replaced.
+pub fn unix(path: &Path) -> Result<UnixListener, ControlError> {
+    if let Some(folder) = path.parent() {
+        public_folder(folder)?;
+    }
+    remove_stale(path)?;
+    let listener = UnixListener::bind(path).map_err(failed("listen on", path))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o666)).map_err(failed("open to all", path))?;
+    Ok(listener)
+}
+
+fn remove_stale(path: &Path) -> Result<(), ControlError> {
+    let meta = match fs::symlink_metadata(path) {
+        Ok(meta) => meta,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed("look at", path)(error)),
+    };
+    if !meta.file_type().is_socket() {
+        return Err(ControlError::NotASocket(path.to_owned()));
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => Err(ControlError::Served(path.to_owned())),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(failed("remove the stale", path))
+        }
+        Err(error) => Err(failed("connect to", path)(error)),
+    }
+}
+
+/// Listens on a TCP address and writes the real one into the runtime folder.
+pub async fn tcp(address: SocketAddr, runtime: &Path) -> Result<(TcpListener, SocketAddr), ControlError> {
+    let bind = |source| ControlError::Bind { address, source };
+    let listener = TcpListener::bind(address).await.map_err(bind)?;
+    let real = listener.local_addr().map_err(bind)?;
+    let file = runtime.join(ADDRESS_FILE);
+    let beside = runtime.join(format!(".{ADDRESS_FILE}.new"));
+    fs::write(&beside, format!("{real}\n"))
+        .and_then(|()| fs::set_permissions(&beside, fs::Permissions::from_mode(0o644)))
+        .and_then(|()| fs::rename(&beside, &file))
+        .map_err(failed("write", &file))?;
+    Ok((listener, real))
+}
+
+/// TLS 1.3 with the host's certificate. Operators show none: what they prove, they prove by their signature.
+pub fn tls(enrolment: &Path) -> Result<Arc<ServerConfig>, ControlError> {
+    let certificate = enrolment.join("host.crt");
+    let key = enrolment.join("host.key");
+    let wrong = |path: &Path, message: String| ControlError::Certificate { path: path.to_owned(), message };
+    let chain = CertificateDer::pem_file_iter(&certificate)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|e| wrong(&certificate, e.to_string()))?;
+    if chain.is_empty() {
+        return Err(wrong(&certificate, "it holds no certificate".into()));
+    }
+    let secret = PrivateKeyDer::from_pem_file(&key).map_err(|e| wrong(&key, e.to_string()))?;
+    let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|e| wrong(&certificate, e.to_string()))?
+        .with_no_client_auth()
+        .with_single_cert(chain, secret)
+        .map_err(|e| wrong(&certificate, e.to_string()))?;
+    Ok(Arc::new(config))
+}

@@ -1,0 +1,196 @@
+//! Holds proofs against this host: its clocks, its challenges and its allowed_signers file.
+
+use std::{
+    fs::OpenOptions,
+    io::{self, Read},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use breakglass_api::v1;
+use jiff::tz::TimeZone;
+use nix::libc;
+
+use crate::{
+    grant::{
+        self, Clock, Policy, Refusal, Signed, VerifiedClose, VerifiedGrant,
+        nonce::{Nonces, VALID_SECONDS},
+        signers::{AllowedSigners, FILE_MAX},
+    },
+    session::clock,
+};
+
+/// What the verifier is told about the host.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The host's id.
+    pub host_id: String,
+    /// The name that operators use.
+    pub host_name: String,
+    /// This boot.
+    pub boot_id: [u8; 16],
+    /// The emergency account's name.
+    pub account: String,
+    /// Its user id; it may close its own session over the Unix socket.
+    pub account_uid: u32,
+}
+
+/// Holds proofs against this host. Calls may block on the allowed_signers file.
+pub struct Verifier {
+    identity: Identity,
+    policy: Policy,
+    default_ttl: Duration,
+    nonces: Nonces,
+    signers: SignersFile,
+}
+
+impl Verifier {
+    /// A verifier with a nonce key of its own: what an earlier run handed out is no good any more.
+    pub fn new(identity: Identity, config: &crate::config::Grant) -> Self {
+        let policy = Policy { host_id: identity.host_id.clone(), boot_id: identity.boot_id, max_ttl: config.max_ttl };
+        Self {
+            identity,
+            policy,
+            default_ttl: config.default_ttl,
+            nonces: Nonces::new(rand::random()),
+            signers: SignersFile::new(config.allowed_signers.clone()),
+        }
+    }
+
+    /// Who this host is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// A fresh challenge. Nothing is kept for it.
+    pub fn challenge(&self) -> v1::Challenge {
+        v1::Challenge {
+            host_id: self.identity.host_id.clone(),
+            hostname: self.identity.host_name.clone(),
+            boot_id: self.identity.boot_id.to_vec(),
+            nonce: self.nonces.make(clock::boot_ns(), rand::random()).to_vec(),
+            valid_seconds: VALID_SECONDS as u32,
+            max_ttl_seconds: self.policy.max_ttl.as_secs(),
+            default_ttl_seconds: self.default_ttl.as_secs(),
+            account: self.identity.account.clone(),
+        }
+    }
+
+    /// Checks a request to break the glass; uses its nonce up if it is good.
+    pub fn grant(&self, signed: Signed) -> Result<VerifiedGrant, Refusal> {
+        grant::verify_grant(signed, &self.policy, &*self.signers.load()?, &self.nonces, now())
+    }
+
+    /// Checks a request to close; uses its nonce up if it is good.
+    pub fn close(&self, signed: Signed) -> Result<VerifiedClose, Refusal> {
+        grant::verify_close(signed, &self.policy, &*self.signers.load()?, &self.nonces, now())
+    }
+
+    /// The allowed_signers file as it is now, for `doctor`.
+    pub fn signers(&self) -> Result<Arc<AllowedSigners>, Refusal> {
+        self.signers.load()
+    }
+}
+
+fn now() -> Clock {
+    let wall_s = match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        Err(before) => -i64::try_from(before.duration().as_secs()).unwrap_or(i64::MAX),
+    };
+    Clock { boot_ns: clock::boot_ns(), wall_s }
+}
+
+/// The allowed_signers file, read anew for every proof: whoever was struck off a moment ago is refused. Understood anew
+/// only when it has changed. A file that cannot be read, or that others than its owner may write, allows nobody: a copy
+/// from before could still name somebody who was struck off.
+struct SignersFile {
+    path: PathBuf,
+    known: Mutex<Option<(Vec<u8>, Arc<AllowedSigners>)>>,
+}
+
+impl SignersFile {
+    fn new(path: PathBuf) -> Self {
+        Self { path, known: Mutex::new(None) }
+    }
+
+    fn load(&self) -> Result<Arc<AllowedSigners>, Refusal> {
+        let bytes = read_trusted(&self.path).map_err(|error| {
+            tracing::error!(path = %self.path.display(), %error, "nobody can break the glass: allowed_signers cannot be used");
+            Refusal::new(
+                "no-signers",
+                format!(
+                    "this host cannot use its list of signers ({}: {error}); somebody with another way in has to mend it",
+                    self.path.display()
+                ),
+            )
+        })?;
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((text, signers)) = &*known
+            && *text == bytes
+        {
+            return Ok(Arc::clone(signers));
+        }
+        let signers =
+            Arc::new(AllowedSigners::parse(&String::from_utf8_lossy(&bytes), TimeZone::try_system().ok().as_ref()));
+        for problem in signers.problems() {
+            tracing::warn!(path = %self.path.display(), line = problem.line, "allowed_signers: {}; the line allows nobody", problem.message);
+        }
+        *known = Some((bytes, Arc::clone(&signers)));
+        Ok(signers)
+    }
+}
+
+/// Owned by root or by who runs this, and writable by nobody else.
+fn read_trusted(path: &Path) -> io::Result<Vec<u8>> {
+    let invalid = |message: &str| Err(io::Error::new(io::ErrorKind::InvalidData, message.to_owned()));
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return invalid("not a regular file");
+    }
+    if meta.uid() != 0 && meta.uid() != nix::unistd::geteuid().as_raw() {
+        return invalid("it belongs to another user; chown it to root");
+    }
+    if meta.mode() & 0o022 != 0 {
+        return invalid("others may write it; chmod go-w");
+    }
+    let mut bytes = Vec::new();
+    file.take(FILE_MAX as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > FILE_MAX {
+        return invalid("it is too large");
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    use super::*;
+
+    const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8g";
+
+    #[test]
+    fn a_change_counts_at_once_and_a_file_that_cannot_be_used_allows_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("allowed_signers");
+        let file = SignersFile::new(path.clone());
+        assert_eq!(file.load().unwrap_err().code, "no-signers");
+        fs::write(&path, format!("alice {KEY}\n")).unwrap();
+        let first = file.load().unwrap();
+        assert_eq!(first.entries().len(), 1);
+        assert!(Arc::ptr_eq(&first, &file.load().unwrap()), "understood once");
+        // The same length, within the same tick of the file system's clock.
+        fs::write(&path, format!("carol {KEY}\n")).unwrap();
+        assert_eq!(file.load().unwrap().entries()[0].principals, "carol");
+        fs::write(&path, [&b"\xff\xfe broken\n"[..], b"alice ", KEY.as_bytes(), b"\n"].concat()).unwrap();
+        let mixed = file.load().unwrap();
+        assert_eq!((mixed.entries().len(), mixed.problems().len()), (1, 1));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+        assert!(file.load().unwrap_err().message.contains("chmod"));
+        fs::remove_file(&path).unwrap();
+        assert_eq!(file.load().unwrap_err().code, "no-signers", "no earlier copy is used");
+    }
+}

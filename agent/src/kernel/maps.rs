@@ -1,0 +1,236 @@
+//! The pinned maps, with types.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use breakglass_abi::{
+    Counter, ProcessKey, Ring, Settings, Terminal,
+    settings::{FAULT_ERRNOS, SLOT_CLOSING, Site},
+};
+
+use super::{error::KernelError, pins::Pins};
+
+/// Every map of the object, in any order.
+pub const NAMES: [&str; 13] = [
+    "AUDIT",
+    "WITNESS",
+    "BULK",
+    "COUNTERS",
+    "FAULTS",
+    "GENERATION",
+    "SCRATCH",
+    "SETTINGS",
+    "SLOTS",
+    "TAGS",
+    "TERMINALS",
+    "PENDING",
+    "WRITES",
+];
+
+const RINGS: [&str; 3] = ["AUDIT", "WITNESS", "BULK"];
+
+/// A process of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProcessId {
+    /// Thread group id in the initial pid namespace.
+    pub tgid: u32,
+    /// Start time on `CLOCK_BOOTTIME`, nanoseconds.
+    pub start_ns: u64,
+}
+
+/// A helper that failed in the kernel programs, and how often.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HelperFailure {
+    /// Where.
+    pub site: &'static str,
+    /// Positive errno; 63 stands for that and all greater ones.
+    pub errno: u32,
+    /// How often.
+    pub count: u64,
+}
+
+/// Handles to the maps that the agent uses.
+pub struct Maps {
+    settings: Array<MapData, [u32; 4]>,
+    slots: HashMap<MapData, u32, u32>,
+    tags: HashMap<MapData, [u64; 2], [u32; 2]>,
+    terminals: HashMap<MapData, u64, [u64; 3]>,
+    faults: PerCpuArray<MapData, u64>,
+    generation: Array<MapData, [u8; 16]>,
+}
+
+/// Counters of one ring, one entry for each CPU.
+pub type CpuCounters = Vec<Counter>;
+
+/// The counters map alone; the reader has one of its own.
+pub struct Counters(PerCpuArray<MapData, [u64; 3]>);
+
+impl Counters {
+    /// Opens the pinned map.
+    pub fn open(pins: &Pins) -> Result<Self, KernelError> {
+        Ok(Self(open(pins, "COUNTERS", Map::PerCpuArray)?))
+    }
+
+    /// Reads a ring's counters.
+    pub fn read(&self, ring: Ring) -> Result<CpuCounters, KernelError> {
+        let values = self.0.get(&(ring as u32), 0).map_err(|e| KernelError::map("cannot read", "COUNTERS", e))?;
+        Ok(values
+            .iter()
+            .map(|[seq, dropped, dropped_bytes]| Counter {
+                seq: *seq,
+                dropped: *dropped,
+                dropped_bytes: *dropped_bytes,
+            })
+            .collect())
+    }
+}
+
+impl Maps {
+    /// Opens the pinned maps.
+    pub fn open(pins: &Pins) -> Result<Self, KernelError> {
+        Ok(Self {
+            settings: open(pins, "SETTINGS", Map::Array)?,
+            slots: open(pins, "SLOTS", Map::HashMap)?,
+            tags: open(pins, "TAGS", Map::HashMap)?,
+            terminals: open(pins, "TERMINALS", Map::HashMap)?,
+            faults: open(pins, "FAULTS", Map::PerCpuArray)?,
+            generation: open(pins, "GENERATION", Map::Array)?,
+        })
+    }
+
+    /// What the programs are told.
+    pub fn settings(&self) -> Result<Settings, KernelError> {
+        let [account_uid, open_slot, flags, reserved] =
+            self.settings.get(&0, 0).map_err(|e| KernelError::map("cannot read", "SETTINGS", e))?;
+        Ok(Settings { account_uid, open_slot, flags, reserved })
+    }
+
+    /// Tells the programs.
+    pub fn set_settings(&mut self, settings: Settings) -> Result<(), KernelError> {
+        let Settings { account_uid, open_slot, flags, reserved } = settings;
+        self.settings
+            .set(0, [account_uid, open_slot, flags, reserved], 0)
+            .map_err(|e| KernelError::map("cannot write", "SETTINGS", e))
+    }
+
+    /// Which load these maps are of.
+    pub fn generation(&self) -> Result<[u8; 16], KernelError> {
+        self.generation.get(&0, 0).map_err(|e| KernelError::map("cannot read", "GENERATION", e))
+    }
+
+    /// Marks new maps.
+    pub fn set_generation(&mut self, generation: [u8; 16]) -> Result<(), KernelError> {
+        self.generation.set(0, generation, 0).map_err(|e| KernelError::map("cannot write", "GENERATION", e))
+    }
+
+    /// From now on tasks of the session may neither exec nor fork.
+    pub fn set_closing(&mut self, slot: u32) -> Result<(), KernelError> {
+        self.slots.insert(slot, SLOT_CLOSING, 0).map_err(|e| KernelError::map("cannot write", "SLOTS", e))
+    }
+
+    /// The session is over.
+    pub fn forget_slot(&mut self, slot: u32) -> Result<(), KernelError> {
+        absent_is_fine(self.slots.remove(&slot)).map_err(|e| KernelError::map("cannot write", "SLOTS", e))
+    }
+
+    /// Processes of a session.
+    pub fn tagged(&self, slot: u32) -> Result<Vec<ProcessId>, KernelError> {
+        let mut found = Vec::new();
+        for entry in self.tags.iter() {
+            let (key, [tag_slot, _]) = entry.map_err(|e| KernelError::map("cannot list", "TAGS", e))?;
+            if tag_slot == slot {
+                found.push(process_of(key));
+            }
+        }
+        found.sort_unstable();
+        found.dedup();
+        Ok(found)
+    }
+
+    /// Forgets the processes of a session.
+    pub fn untag(&mut self, slot: u32) -> Result<(), KernelError> {
+        for process in self.tagged(slot)? {
+            absent_is_fine(self.tags.remove(&key_of(process)))
+                .map_err(|e| KernelError::map("cannot write", "TAGS", e))?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the terminals of a session.
+    pub fn forget_terminals(&mut self, slot: u32) -> Result<(), KernelError> {
+        let mut gone = Vec::new();
+        for entry in self.terminals.iter() {
+            let (address, words) = entry.map_err(|e| KernelError::map("cannot list", "TERMINALS", e))?;
+            if terminal_of(words).is_some_and(|terminal| terminal.slot == slot) {
+                gone.push(address);
+            }
+        }
+        for address in gone {
+            absent_is_fine(self.terminals.remove(&address))
+                .map_err(|e| KernelError::map("cannot write", "TERMINALS", e))?;
+        }
+        Ok(())
+    }
+
+    /// Every helper that failed, summed over the CPUs.
+    pub fn faults(&self) -> Result<Vec<HelperFailure>, KernelError> {
+        let mut found = Vec::new();
+        for site in Site::ALL {
+            for errno in 0..FAULT_ERRNOS {
+                let index = *site as u32 * FAULT_ERRNOS + errno;
+                let values = self.faults.get(&index, 0).map_err(|e| KernelError::map("cannot read", "FAULTS", e))?;
+                let count = values.iter().fold(0u64, |sum, value| sum.saturating_add(*value));
+                if count > 0 {
+                    found.push(HelperFailure { site: site.as_str(), errno, count });
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// A ring's descriptor and size in bytes.
+pub fn open_ring(pins: &Pins, ring: Ring) -> Result<(OwnedFd, usize), KernelError> {
+    let name = RINGS[ring.index()];
+    let data = MapData::from_pin(pins.map(name)).map_err(|e| KernelError::map("cannot open", name, e))?;
+    let size = data.info().map_err(|e| KernelError::map("cannot look at", name, e))?.max_entries();
+    let fd = data.fd().as_fd().try_clone_to_owned().map_err(|e| KernelError::map("cannot hold", name, e))?;
+    Ok((fd, size as usize))
+}
+
+fn open<T>(pins: &Pins, name: &'static str, kind: fn(MapData) -> Map) -> Result<T, KernelError>
+where
+    T: TryFrom<Map>,
+    T::Error: std::error::Error + Send + Sync + 'static,
+{
+    let data = MapData::from_pin(pins.map(name)).map_err(|e| KernelError::map("cannot open", name, e))?;
+    T::try_from(kind(data)).map_err(|e| KernelError::map("cannot use", name, e))
+}
+
+/// Removing what is gone already is what was wanted.
+fn absent_is_fine(result: Result<(), aya::maps::MapError>) -> Result<(), aya::maps::MapError> {
+    match result {
+        Err(aya::maps::MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => {
+            Ok(())
+        }
+        Err(aya::maps::MapError::KeyNotFound) => Ok(()),
+        other => other,
+    }
+}
+
+fn process_of([first, start_ns]: [u64; 2]) -> ProcessId {
+    ProcessId { tgid: first as u32, start_ns }
+}
+
+fn key_of(process: ProcessId) -> [u64; 2] {
+    const { assert!(ProcessKey::SIZE == size_of::<[u64; 2]>()) };
+    [u64::from(process.tgid), process.start_ns]
+}
+
+fn terminal_of(words: [u64; 3]) -> Option<Terminal> {
+    let mut bytes = [0; Terminal::SIZE];
+    for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
+        place.copy_from_slice(&word.to_le_bytes());
+    }
+    Terminal::parse(&bytes)
+}

@@ -1,0 +1,219 @@
+//! A recording kernel for one test, and a reader that collects what it says.
+
+use std::{
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use breakglass_agent::{
+    kernel::{Kernel, Options, Reader},
+    recorder::source::{EventSource, Observed},
+};
+use breakglass_api::v1::{self, event::Body};
+
+/// How long anything may take to show up.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+/// What a read may return, bytes.
+const READ_BYTES: usize = 1 << 20;
+
+/// Why the tests cannot run here; `None` where they can.
+pub fn obstacle() -> Option<String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some("not root".into());
+    }
+    if !Path::new("/sys/kernel/btf/vmlinux").exists() {
+        return Some("the kernel shows no BTF".into());
+    }
+    let kind = nix::sys::statfs::statfs("/sys/fs/bpf").map(|fs| fs.filesystem_type());
+    if kind != Ok(nix::sys::statfs::BPF_FS_MAGIC) {
+        return Some("no bpffs at /sys/fs/bpf".into());
+    }
+    None
+}
+
+/// Ends the calling test early, saying why, where the kernel programs cannot be loaded.
+#[macro_export]
+macro_rules! need_kernel {
+    () => {
+        if let Some(why) = $crate::live::harness::obstacle() {
+            eprintln!("skipped: {why}");
+            return;
+        }
+    };
+}
+
+/// A uid that nobody has, different in every test and run.
+pub fn free_uid() -> u32 {
+    61_000 + rand::random_range(0..4_000)
+}
+
+/// A recording kernel of its own; unloaded when dropped.
+pub struct Recording {
+    pub uid: u32,
+    pub options: Options,
+    pub kernel: Option<Kernel>,
+    pub reader: Option<Reader>,
+    pub seen: Vec<Observed>,
+}
+
+impl Recording {
+    pub fn start() -> Self {
+        Self::with(|_| {})
+    }
+
+    pub fn with(change: impl FnOnce(&mut Options)) -> Self {
+        let uid = free_uid();
+        let pins =
+            PathBuf::from(format!("/sys/fs/bpf/breakglass-test-{}-{:08x}", std::process::id(), rand::random::<u32>()));
+        let mut options = Options {
+            pins,
+            account_uid: uid,
+            audit_ring: 16 << 20,
+            witness_ring: 64 << 10,
+            bulk_ring: 16 << 20,
+            deny_unrecorded: true,
+        };
+        change(&mut options);
+        let (kernel, reader) = Kernel::start(&options).expect("start");
+        Self { uid, options, kernel: Some(kernel), reader: Some(reader), seen: Vec::new() }
+    }
+
+    pub fn kernel(&mut self) -> &mut Kernel {
+        self.kernel.as_mut().expect("a running kernel")
+    }
+
+    /// A command that runs as the account.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.uid(self.uid).gid(self.uid).env_clear().env("PATH", "/usr/bin:/bin").current_dir("/");
+        command
+    }
+
+    /// Reads until `done` says so of everything seen; fails the test at the deadline.
+    pub fn until(&mut self, what: &str, mut done: impl FnMut(&[Observed]) -> bool) {
+        let limit = Instant::now() + DEADLINE;
+        while !done(&self.seen) {
+            assert!(Instant::now() < limit, "{what} did not come; seen: {}", self.summary());
+            self.pump(Duration::from_millis(50));
+        }
+    }
+
+    /// One round of what the recorder does.
+    pub fn pump(&mut self, timeout: Duration) {
+        let reader = self.reader.as_mut().expect("a reader");
+        reader.wait(timeout).expect("wait");
+        reader.read(&mut self.seen, READ_BYTES).expect("read");
+        reader.release();
+    }
+
+    /// Reads what is there and lets two rounds of the gap proof pass.
+    pub fn settle(&mut self) {
+        for _ in 0..6 {
+            self.pump(Duration::from_millis(60));
+        }
+    }
+
+    pub fn gaps(&self) -> Vec<&v1::Gap> {
+        self.seen
+            .iter()
+            .filter_map(|observed| match &observed.event.body {
+                Some(Body::Gap(gap)) => Some(gap),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// The same pins, as a new agent finds them; the old one is gone without having said goodbye.
+    pub fn restart(&mut self) {
+        let position = self.reader.as_ref().map(|reader| reader.position());
+        self.reader = None;
+        self.kernel = None;
+        let (kernel, mut reader) = Kernel::start(&self.options).expect("start again");
+        if let Some(position) = position {
+            reader.resume(&position).expect("resume");
+        }
+        self.kernel = Some(kernel);
+        self.reader = Some(reader);
+    }
+
+    /// What terminals showed, put together.
+    pub fn output(&self) -> Vec<u8> {
+        let mut all = Vec::new();
+        for observed in &self.seen {
+            if let Some(Body::TerminalOutput(output)) = &observed.event.body {
+                assert_eq!(output.missing, 0);
+                all.extend_from_slice(&output.data);
+            }
+        }
+        all
+    }
+
+    /// What was typed, put together, and how many bytes were withheld.
+    pub fn input(&self) -> (Vec<u8>, u64) {
+        let (mut typed, mut withheld) = (Vec::new(), 0);
+        for observed in &self.seen {
+            match &observed.event.body {
+                Some(Body::TerminalInput(input)) => typed.extend_from_slice(&input.data),
+                Some(Body::InputWithheld(input)) => withheld += input.bytes,
+                _ => {}
+            }
+        }
+        (typed, withheld)
+    }
+
+    /// Kernel records that the events were made of, and those that gaps name.
+    pub fn accounted(&self) -> u64 {
+        let of_events: u64 = self
+            .seen
+            .iter()
+            .filter_map(|observed| observed.event.origin)
+            .map(|origin| 1 + u64::from(origin.more))
+            .sum();
+        of_events + self.gaps().iter().map(|gap| gap.records).sum::<u64>()
+    }
+
+    /// Waits for the end of a process.
+    pub fn until_exit_of(&mut self, pid: u32) -> v1::Exit {
+        self.until("the exit", |seen| exit_of(seen, pid).is_some());
+        exit_of(&self.seen, pid).expect("just seen").clone()
+    }
+
+    fn summary(&self) -> String {
+        let mut lines: Vec<String> =
+            self.seen.iter().rev().take(20).map(|o| format!("{:.300}", format!("{:?}", o.event.body))).collect();
+        lines.reverse();
+        format!("{} events, the last: {}", self.seen.len(), lines.join("\n"))
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        self.reader = None;
+        if let Some(kernel) = self.kernel.take() {
+            kernel.unload().expect("unload");
+        }
+        let _ = std::fs::remove_dir(&self.options.pins);
+    }
+}
+
+pub fn execs(seen: &[Observed]) -> Vec<&v1::Exec> {
+    seen.iter()
+        .filter_map(|observed| match &observed.event.body {
+            Some(Body::Exec(exec)) => Some(exec),
+            _ => None,
+        })
+        .collect()
+}
+
+pub fn exit_of(seen: &[Observed], pid: u32) -> Option<&v1::Exit> {
+    seen.iter().find_map(|observed| match &observed.event.body {
+        Some(Body::Exit(exit)) if exit.process.is_some_and(|process| process.pid == pid) => Some(exit),
+        _ => None,
+    })
+}
+
+pub fn exec_of(seen: &[Observed], pid: u32) -> Option<&v1::Exec> {
+    execs(seen).into_iter().find(|exec| exec.process.is_some_and(|process| process.pid == pid))
+}

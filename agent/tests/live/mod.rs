@@ -1,0 +1,6 @@
+mod harness;
+
+mod exec;
+mod session;
+mod takeover;
+mod terminal;

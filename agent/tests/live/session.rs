@@ -1,0 +1,133 @@
+//! Sessions: their number, their end, and what cannot be recorded.
+
+use std::{
+    io::{Read, Write},
+    os::unix::process::ExitStatusExt,
+    process::Stdio,
+};
+
+use breakglass_api::v1::event::Body;
+
+use super::harness::{Recording, exec_of, execs};
+use crate::need_kernel;
+
+const SIGKILL: i32 = 9;
+
+#[test]
+fn tasks_carry_the_number_of_the_open_session() {
+    need_kernel!();
+    let mut recording = Recording::start();
+    let mut outside = recording.command("/bin/true").spawn().unwrap();
+    outside.wait().unwrap();
+    recording.kernel().begin_session(7).unwrap();
+    let mut inside = recording.command("/bin/cat").stdin(Stdio::piped()).spawn().unwrap();
+    let pid = inside.id();
+    recording.until("the exec", |seen| exec_of(seen, pid).is_some());
+    let tagged = recording.kernel().tagged(7).unwrap();
+    assert_eq!(tagged.iter().map(|process| process.tgid).collect::<Vec<_>>(), [pid]);
+    drop(inside.stdin.take());
+    inside.wait().unwrap();
+    recording.until_exit_of(pid);
+    assert!(recording.kernel().tagged(7).unwrap().is_empty());
+    recording.kernel().end_session(7).unwrap();
+    let slot_of = |pid: u32| {
+        let of_pid = |observed: &&breakglass_agent::recorder::source::Observed| matches!(&observed.event.body, Some(Body::Exec(exec)) if exec.process.unwrap().pid == pid);
+        recording.seen.iter().find(of_pid).unwrap().slot
+    };
+    assert_eq!((slot_of(outside.id()), slot_of(pid)), (0, 7));
+}
+
+#[test]
+fn in_a_closing_session_nothing_new_runs() {
+    need_kernel!();
+    let mut recording = Recording::start();
+    recording.kernel().begin_session(3).unwrap();
+    let mut shell = recording
+        .command("/bin/sh")
+        .args(["-c", "read x; /bin/true; echo alive"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pid = shell.id();
+    recording.until("the exec", |seen| exec_of(seen, pid).is_some());
+    recording.kernel().closing(3).unwrap();
+
+    shell.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    let mut said = String::new();
+    shell.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(shell.wait().unwrap().signal(), Some(SIGKILL));
+    assert_eq!(said, "");
+
+    let output = recording.command("/bin/echo").arg("alive").output().unwrap();
+    assert_eq!(output.status.signal(), Some(SIGKILL));
+    assert_eq!(output.stdout, b"");
+    recording.until_exit_of(pid);
+    recording.kernel().end_session(3).unwrap();
+
+    let output = recording.command("/bin/echo").arg("again").output().unwrap();
+    assert_eq!(output.stdout, b"again\n");
+}
+
+#[test]
+fn what_cannot_be_recorded_does_not_run() {
+    need_kernel!();
+    let mut recording = Recording::with(|options| options.audit_ring = 4096);
+    let mut ran = 0;
+    let killed = (0..200).find_map(|_| {
+        let output = recording.command("/bin/echo").arg("ran").output().unwrap();
+        ran += usize::from(output.stdout == b"ran\n");
+        (output.status.signal() == Some(SIGKILL)).then_some(output.stdout)
+    });
+    assert_eq!(killed.as_deref(), Some(&b""[..]), "the ring is full after {ran} commands");
+    recording.settle();
+    let recorded = execs(&recording.seen).len();
+    assert!(recorded >= ran, "{ran} ran, {recorded} were recorded");
+}
+
+#[test]
+fn losses_are_counted_exactly() {
+    need_kernel!();
+    let mut recording = Recording::with(|options| {
+        options.audit_ring = 16 << 10;
+        options.deny_unrecorded = false;
+    });
+    let script = "i=0; while [ $i -lt 500 ]; do i=$((i+1)); /bin/true $i; done";
+    let status = recording.command("/bin/sh").args(["-c", script]).status().unwrap();
+    assert!(status.success(), "nothing is killed where the policy is to record");
+    recording.settle();
+    let after = recording.command("/bin/true").status().unwrap();
+    assert!(after.success());
+    recording.settle();
+    let counters = recording.kernel().counters().unwrap();
+    let [audit, ..] = counters.rings;
+    assert!(audit.dropped > 0);
+    assert_eq!(recording.gaps().iter().map(|gap| gap.records).sum::<u64>(), audit.dropped);
+    assert_eq!(recording.accounted(), audit.produced);
+    assert!(recording.gaps().iter().all(|gap| gap.cause == "ring-full"));
+    assert!(counters.failures.iter().any(|failure| failure.site == "ring-audit" && failure.count == audit.dropped));
+}
+
+#[test]
+fn execs_that_the_kernel_refused_are_recorded_and_folded() {
+    need_kernel!();
+    let mut recording = Recording::start();
+    recording.kernel().begin_session(5).unwrap();
+    let mut child = recording.command("/usr/bin/env").arg("no-such-program").stderr(Stdio::null()).spawn().unwrap();
+    child.wait().unwrap();
+    let mut refused = recording.command("/usr/bin/env").arg("/etc/passwd").stderr(Stdio::null()).spawn().unwrap();
+    refused.wait().unwrap();
+    recording.until_exit_of(refused.id());
+    let failed: Vec<_> = recording
+        .seen
+        .iter()
+        .filter_map(|observed| match &observed.event.body {
+            Some(Body::ExecFailed(failed)) => Some((failed.filename.as_slice(), failed.errno, failed.count)),
+            _ => None,
+        })
+        .collect();
+    const ENOENT: u32 = 2;
+    const EACCES: u32 = 13;
+    assert_eq!(failed, [(&b"/usr/bin/no-such-program"[..], ENOENT, 2), (&b"/etc/passwd"[..], EACCES, 1)]);
+    recording.kernel().end_session(5).unwrap();
+}

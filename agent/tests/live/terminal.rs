@@ -1,0 +1,178 @@
+//! What terminals show and what is typed at them.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    os::fd::{AsFd, OwnedFd},
+    process::{Child, Stdio},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    pty::{Winsize, openpty},
+};
+
+use super::harness::{DEADLINE, Recording, exec_of};
+use crate::need_kernel;
+
+/// A command of the account on a pseudo terminal whose master is the test's, as sshd has it.
+struct Screen {
+    master: File,
+    child: Child,
+    shown: Vec<u8>,
+}
+
+impl Screen {
+    fn start(recording: &mut Recording, script: &str) -> Self {
+        let size = Winsize { ws_row: 33, ws_col: 99, ws_xpixel: 0, ws_ypixel: 0 };
+        let pty = openpty(&size, None).unwrap();
+        let slave = |fd: &OwnedFd| Stdio::from(fd.try_clone().unwrap());
+        let child = recording
+            .command("/usr/bin/setsid")
+            .args(["--ctty", "--wait", "/bin/sh", "-c", script])
+            .stdin(slave(&pty.slave))
+            .stdout(slave(&pty.slave))
+            .stderr(slave(&pty.slave))
+            .spawn()
+            .unwrap();
+        Self { master: File::from(pty.master), child, shown: Vec::new() }
+    }
+
+    /// Reads what the screen shows until it ends with `text`.
+    fn until(&mut self, text: &[u8]) {
+        let limit = Instant::now() + DEADLINE;
+        while !self.shown.ends_with(text) {
+            assert!(Instant::now() < limit, "{:?} was not shown", String::from_utf8_lossy(text));
+            self.read();
+        }
+    }
+
+    /// Reads until the other end is closed.
+    fn until_end(&mut self) {
+        while self.read() {}
+        self.child.wait().unwrap();
+    }
+
+    fn read(&mut self) -> bool {
+        let mut fds = [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)];
+        let timeout = PollTimeout::try_from(DEADLINE).unwrap();
+        assert!(poll(&mut fds, timeout).unwrap() > 0, "the terminal is silent");
+        let mut buffer = [0; 65_536];
+        // EIO: nobody has the other end open.
+        let read = self.master.read(&mut buffer).unwrap_or(0);
+        self.shown.extend_from_slice(&buffer[..read]);
+        read > 0
+    }
+
+    fn type_in(&mut self, text: &[u8]) {
+        self.master.write_all(text).unwrap();
+    }
+}
+
+#[test]
+fn what_the_master_reads_is_what_is_recorded() {
+    need_kernel!();
+    let mut recording = Recording::start();
+    recording.kernel().begin_session(4).unwrap();
+    let mut screen = Screen::start(&mut recording, "printf 'first> '; read x; echo \"second $x\"; tty");
+    screen.until(b"first> ");
+    screen.type_in(b"typed\n");
+    screen.until_end();
+    let pid = screen.child.id();
+    recording.until_exit_of(pid);
+    recording.settle();
+    assert_eq!(String::from_utf8_lossy(&recording.output()), String::from_utf8_lossy(&screen.shown));
+    assert_eq!(recording.input(), (b"typed\n".to_vec(), 0));
+    let shown = recording.seen.iter().find_map(|observed| match &observed.event.body {
+        Some(breakglass_api::v1::event::Body::TerminalOutput(output)) => Some((observed.slot, output.clone())),
+        _ => None,
+    });
+    let (slot, output) = shown.unwrap();
+    assert_eq!((slot, output.rows, output.cols), (4, 33, 99));
+    let tail = format!("/dev/pts/{}\r\n", output.index);
+    assert!(screen.shown.ends_with(tail.as_bytes()));
+    let shell = super::harness::execs(&recording.seen).into_iter().find(|exec| exec.argv[0] == b"/bin/sh").unwrap();
+    assert_eq!(shell.terminal, output.terminal);
+    assert_eq!(shell.tty, (136 << 20) | output.index);
+    recording.kernel().end_session(4).unwrap();
+}
+
+#[test]
+fn sixteen_megabytes_are_recorded_byte_for_byte() {
+    need_kernel!();
+    const BYTES: usize = 16 << 20;
+    let mut recording = Recording::start();
+    recording.kernel().begin_session(6).unwrap();
+    let script = format!("head -c {} /dev/urandom | base64", BYTES / 4 * 3);
+    let mut screen = Screen::start(&mut recording, &script);
+    let reading = std::thread::spawn(move || {
+        screen.until_end();
+        screen
+    });
+    recording.until("the end of the output", |_| reading.is_finished());
+    let screen = reading.join().unwrap();
+    recording.settle();
+    assert!(screen.shown.len() > BYTES);
+    let counters = recording.kernel().counters().unwrap();
+    assert_eq!(counters.rings[2].dropped, 0);
+    assert!(recording.output() == screen.shown, "{} recorded, {} shown", recording.output().len(), screen.shown.len());
+    recording.kernel().end_session(6).unwrap();
+}
+
+#[test]
+fn a_password_is_a_count() {
+    need_kernel!();
+    let mut recording = Recording::start();
+    recording.kernel().begin_session(8).unwrap();
+    let script = "printf 'name: '; read n; stty -echo; printf 'password: '; read p; stty echo; printf 'more: '; read m";
+    let mut screen = Screen::start(&mut recording, script);
+    screen.until(b"name: ");
+    screen.type_in(b"alice\n");
+    screen.until(b"password: ");
+    screen.type_in(b"hunter2 hunter2\n");
+    screen.until(b"more: ");
+    screen.type_in(b"fine\n");
+    screen.until_end();
+    recording.until_exit_of(screen.child.id());
+    recording.settle();
+    assert_eq!(recording.input(), (b"alice\nfine\n".to_vec(), 16));
+    let everything = format!("{:?}", recording.seen.iter().map(|o| format!("{:?}", o.event)).collect::<Vec<_>>());
+    let secret = format!("{:?}", b"hunter2".to_vec());
+    assert!(!everything.contains(secret.trim_matches(['[', ']'])));
+    recording.kernel().end_session(8).unwrap();
+}
+
+#[test]
+fn a_terminal_inside_a_terminal_is_recorded_by_its_own_master() {
+    need_kernel!();
+    let mut recording = Recording::start();
+    recording.kernel().begin_session(2).unwrap();
+    let output =
+        recording.command("/usr/bin/script").args(["-qec", "echo inner; exit 4", "/dev/null"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(4));
+    recording.settle();
+    assert_eq!(String::from_utf8_lossy(&recording.output()), String::from_utf8_lossy(&output.stdout));
+    assert!(recording.output().ends_with(b"inner\r\n"));
+    recording.kernel().end_session(2).unwrap();
+}
+
+#[test]
+fn somebody_elses_terminal_is_left_alone() {
+    need_kernel!();
+    let mut recording = Recording::start();
+    recording.kernel().begin_session(11).unwrap();
+    let output = std::process::Command::new("/usr/bin/script")
+        .args(["-qec", "echo private", "/dev/null"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(output.status.success());
+    let mut child = recording.command("/bin/true").spawn().unwrap();
+    child.wait().unwrap();
+    let pid = child.id();
+    recording.until("the exec", |seen| exec_of(seen, pid).is_some());
+    recording.pump(Duration::from_millis(50));
+    assert!(recording.output().is_empty());
+    recording.kernel().end_session(11).unwrap();
+}

@@ -1,0 +1,187 @@
+//! The command line: what can be asked for, and what the exit code says.
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::{
+    config::Config,
+    operator,
+    print::{Color, Options, note, safe},
+    security::{self, client},
+};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failure
+  2  the command line, or what it asks for, makes no sense
+  3  refused by the host or the collector; the message says why
+  4  nothing found, no such session
+  5  cannot connect
+
+The configuration is looked for in --config, $BREAKGLASS_CONFIG and ~/.config/breakglass/config.toml, in this order.";
+
+const EXAMPLES: &str = "\
+Examples:
+  breakglass open web1 --reason 'database down, SSO unreachable' --ttl 30m
+  breakglass sessions --open
+  breakglass show 5f2c9a1e
+  breakglass replay 5f2c9a1e --speed 4
+  breakglass search 'drop table'";
+
+/// Break the glass on a locked-down host, and see what was done behind it.
+///
+/// Operators open and close emergency sessions with their own SSH key. The security team lists, reads, replays and
+/// searches what the hosts recorded.
+#[derive(Debug, Parser)]
+#[command(name = "breakglass", version, after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
+#[command(max_term_width = 100, disable_help_subcommand = true)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
+pub struct Global {
+    /// Configuration file.
+    #[arg(long, global = true, env = "BREAKGLASS_CONFIG", hide_env_values = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print one JSON object a line, whole and exact, in place of text for people.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// When to colour: auto (on a terminal, unless NO_COLOR is set), always or never.
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN", hide_possible_values = true)]
+    pub color: Color,
+    /// Show times in UTC, not in this machine's time zone. (JSON is always in UTC.)
+    #[arg(long, global = true)]
+    pub utc: bool,
+}
+
+/// What can be done.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Break the glass: sign, open an emergency session on a host, and log in
+    Open(operator::OpenArgs),
+    /// Close an emergency session on a host
+    Close(operator::CloseArgs),
+    /// Ask a host how it stands: locked or open, recording, connected
+    Status(operator::StatusArgs),
+    /// List the hosts that record to the collector
+    Hosts(security::hosts::HostsArgs),
+    /// List sessions, newest first
+    Sessions(security::sessions::SessionsArgs),
+    /// Show who opened a session, why, and every command run in it
+    Show(security::show::ShowArgs),
+    /// Play back a session's terminal as it was
+    Replay(security::replay::ReplayArgs),
+    /// Print everything recorded in a session, as JSON
+    Events(security::events::EventsArgs),
+    /// Find text in commands, in what was typed and in what the screen showed
+    Search(security::search::SearchArgs),
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  breakglass completions bash > /etc/bash_completion.d/breakglass")]
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+/// Runs what the command line says.
+pub async fn main() -> ExitCode {
+    match run(Cli::parse()).await {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => ExitCode::from(report(&error)),
+    }
+}
+
+async fn run(cli: Cli) -> anyhow::Result<u8> {
+    if let Command::Completions { shell } = cli.command {
+        return completions(shell);
+    }
+    let config = Config::load(cli.global.config.as_deref())?;
+    let options = Options { json: cli.global.json, color: cli.global.color, utc: cli.global.utc };
+    match &cli.command {
+        Command::Open(args) => operator::run_open(args, &config).await,
+        Command::Close(args) => operator::run_close(args, &config).await,
+        Command::Status(args) => operator::run_status(args, &config).await,
+        Command::Hosts(args) => security::hosts::run(args, &config, &options).await,
+        Command::Sessions(args) => security::sessions::run(args, &config, &options).await,
+        Command::Show(args) => security::show::run(args, &config, &options).await,
+        Command::Replay(args) => security::replay::run(args, &config, &options).await,
+        Command::Events(args) => security::events::run(args, &config, &options).await,
+        Command::Search(args) => security::search::run(args, &config, &options).await,
+        Command::Completions { shell } => completions(*shell),
+    }
+}
+
+fn completions(shell: Shell) -> anyhow::Result<u8> {
+    // Into memory first: the generator panics on a closed pipe.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "breakglass", &mut script);
+    io::stdout().write_all(&script)?;
+    Ok(0)
+}
+
+/// Says what went wrong and chooses the exit code.
+fn report(error: &anyhow::Error) -> u8 {
+    if is_closed_pipe(error) {
+        // Whoever read our output has seen enough.
+        return 0;
+    }
+    note(&safe::lines(format!("breakglass: {error:#}").as_bytes()));
+    error.chain().find_map(|cause| cause.downcast_ref::<client::Error>()).map_or(1, client::Error::exit_code)
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let broken = |cause: &io::Error| cause.kind() == io::ErrorKind::BrokenPipe;
+    error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(broken))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_shows_an_example() {
+        let mut cli = Cli::command();
+        cli.build();
+        for command in cli.get_subcommands_mut() {
+            // The operator's commands are the operator module's to document.
+            let theirs = ["open", "close", "status"].contains(&command.get_name());
+            let help = command.render_long_help().to_string();
+            assert!(theirs || help.contains("Example"), "{} has no example", command.get_name());
+        }
+    }
+
+    #[test]
+    fn outputs_that_exclude_each_other_are_refused() {
+        for flags in [["--raw", "--json"], ["--raw", "--input"], ["--asciicast", "--json"], ["--raw", "--asciicast"]] {
+            assert!(Cli::try_parse_from([["breakglass", "replay"], flags].concat()).is_err());
+            assert!(Cli::try_parse_from([["breakglass", "replay"], flags].concat().into_iter().chain(["x"])).is_err());
+        }
+    }
+
+    #[test]
+    fn global_options_work_on_either_side() {
+        for line in [["breakglass", "--json", "hosts"], ["breakglass", "hosts", "--json"]] {
+            assert!(Cli::try_parse_from(line).unwrap().global.json);
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! The head of `show`: who, why, when, and whether the record is whole.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use breakglass_api::v1;
+
+use crate::{
+    print::{Printer, Style, bytes, count, counted, pad, safe, short_id, time},
+    security::sessions::closed_by,
+};
+
+/// Columns of the names on the left.
+const NAMES: usize = 11;
+
+/// Prints it.
+pub(super) fn print(printer: &mut Printer, session: &v1::Session) -> Result<()> {
+    let opened = session.opened.clone().unwrap_or_default();
+    let text = |s: &str| safe::text(s.as_bytes());
+    let title = format!(
+        "{} {}  {}",
+        printer.paint(Style::Bold, "Session"),
+        printer.paint(Style::Bold, &short_id(&session.id)),
+        printer.paint(Style::Dim, &text(&session.id))
+    );
+    printer.line(&title)?;
+    let lines = [
+        ("host", text(&session.hostname)),
+        ("operator", text(&opened.operator)),
+        ("reason", text(&opened.reason)),
+        ("ticket", text(&opened.ticket)),
+        ("key", format!("{} {}", text(&opened.key_type), text(&opened.key_fingerprint))),
+        ("from", text(&opened.source)),
+        ("account", format!("{} (uid {})", text(&opened.account), opened.uid)),
+        ("opened", printer.zone().full(session.opened_ns)),
+        ("deadline", deadline(printer, session, &opened)),
+        ("closed", closed(printer, session)),
+        ("ended", session.closed.as_ref().map(|closed| ending(printer, closed)).unwrap_or_default()),
+        ("tier", text(&opened.tier)),
+        ("recorded", recorded(session)),
+        ("terminals", terminals(session)),
+        ("integrity", integrity(printer, session)),
+        ("alerts", alerts(printer, session)),
+    ];
+    for (name, value) in lines.into_iter().filter(|(_, value)| !value.trim().is_empty()) {
+        let name = printer.paint(Style::Dim, &pad(name, NAMES));
+        printer.line(&format!("  {name}{value}"))?;
+    }
+    Ok(())
+}
+
+fn deadline(printer: &Printer, session: &v1::Session, opened: &v1::SessionOpened) -> String {
+    let given = time::span(Duration::from_secs(opened.ttl_seconds));
+    match session.deadline_ns {
+        0 => format!("{given} after opening"),
+        at => format!("{}, {given} after opening", printer.zone().full(at)),
+    }
+}
+
+fn closed(printer: &Printer, session: &v1::Session) -> String {
+    if session.closed_ns == 0 {
+        let lasted = time::span(time::between(session.opened_ns, time::now_ns()));
+        return printer.paint(Style::Warn, &format!("still open, for {lasted}"));
+    }
+    let lasted = time::span(time::between(session.opened_ns, session.closed_ns));
+    format!("{}, after {lasted}", printer.zone().full(session.closed_ns))
+}
+
+/// How a session ended: the cause, who, and what became of its processes.
+pub(super) fn ending(printer: &Printer, closed: &v1::SessionClosed) -> String {
+    let mut line = format!("by {}", closed_by(Some(closed)));
+    if !closed.by.is_empty() {
+        line.push_str(&format!(" ({})", safe::text(closed.by.as_bytes())));
+    }
+    if closed.killed > 0 {
+        let took = time::span(Duration::from_micros(closed.took_us));
+        line.push_str(&format!("; {} killed in {took}", processes(closed.killed.into())));
+    }
+    if !closed.survivors.is_empty() {
+        let pids: Vec<String> = closed.survivors.iter().map(|process| process.pid.to_string()).collect();
+        let survived = format!("{} could not be killed: {}", processes(pids.len() as u64), pids.join(", "));
+        line.push_str(&format!("; {}", printer.paint(Style::Bad, &survived)));
+    }
+    line
+}
+
+fn processes(n: u64) -> String {
+    format!("{} {}", count(n), if n == 1 { "process" } else { "processes" })
+}
+
+fn recorded(session: &v1::Session) -> String {
+    let mut parts = vec![counted(session.commands, "command")];
+    if session.failed_commands > 0 {
+        parts.push(format!("{} failed", count(session.failed_commands)));
+    }
+    if session.terminal_bytes > 0 {
+        parts.push(format!("{} shown", bytes(session.terminal_bytes)));
+    }
+    if session.input_bytes > 0 {
+        parts.push(format!("{} typed", bytes(session.input_bytes)));
+    }
+    if session.withheld_bytes > 0 {
+        parts.push(format!("{} typed unseen", bytes(session.withheld_bytes)));
+    }
+    parts.join(", ")
+}
+
+/// The terminals of a session, with the numbers that `replay --terminal` takes.
+pub(in crate::security) fn terminals(session: &v1::Session) -> String {
+    let shown = session.terminals.iter().enumerate();
+    let shown = shown.map(|(at, t)| format!("{}: pts/{}, {}", at + 1, t.index, bytes(t.output_bytes)));
+    shown.collect::<Vec<_>>().join("  ")
+}
+
+/// Whether everything that the kernel produced is there.
+fn integrity(printer: &Printer, session: &v1::Session) -> String {
+    let missing = session.closed.as_ref().map_or(0, |closed| sum(&closed.missing)).max(session.gaps);
+    let Some(closed) = session.closed.as_ref().filter(|closed| !closed.produced.is_empty()) else {
+        return match session.gaps {
+            0 => "no record known to be missing so far".to_owned(),
+            n => printer.paint(Style::Bad, &format!("{} missing so far", counted(n, "record"))),
+        };
+    };
+    let produced = counted(sum(&closed.produced), "kernel record");
+    match missing {
+        0 => format!("{}: {produced}, none missing", printer.paint(Style::Good, "whole")),
+        n => format!("{produced}, {}", printer.paint(Style::Bad, &format!("{} missing", count(n)))),
+    }
+}
+
+fn alerts(printer: &Printer, session: &v1::Session) -> String {
+    match session.alerts {
+        0 => "none".to_owned(),
+        n => printer.paint(Style::Bad, &count(n)),
+    }
+}
+
+fn sum(by_ring: &[u64]) -> u64 {
+    by_ring.iter().fold(0, |total, n| total.saturating_add(*n))
+}

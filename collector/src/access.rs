@@ -1,0 +1,65 @@
+//! Who may call what. Every call is checked here, from the certificate of its connection.
+
+use tonic::{Request, Status};
+
+use crate::pki::{Peer, Role};
+
+/// What a caller of the query service may see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Everything.
+    All,
+    /// Only sessions that this operator opened.
+    OwnedBy(String),
+}
+
+/// The caller, from the connection's certificate.
+pub fn peer<T>(request: &Request<T>) -> Result<Peer, Status> {
+    let certs = request.peer_certs().ok_or_else(|| Status::unauthenticated("a client certificate is required"))?;
+    let leaf = certs.first().ok_or_else(|| Status::unauthenticated("a client certificate is required"))?;
+    Peer::from_der(leaf).map_err(|error| {
+        tracing::warn!(%error, from = ?request.remote_addr(), "refused a certificate without a usable identity");
+        Status::unauthenticated(format!("this certificate cannot be used here: {error}"))
+    })
+}
+
+/// The caller, who must be a host's agent.
+pub fn host<T>(request: &Request<T>) -> Result<Peer, Status> {
+    let peer = peer(request)?;
+    match peer.role {
+        Role::Host => Ok(peer),
+        Role::Collector | Role::Operator | Role::Reviewer | Role::Admin => {
+            Err(denied(&peer, "only the agent of a host may send records"))
+        }
+    }
+}
+
+/// The caller and what they may see, for the query service. Leaves a line in the log: looking is audited.
+pub fn reader<T>(request: &Request<T>, call: &'static str) -> Result<(Peer, Scope), Status>
+where
+    T: std::fmt::Debug,
+{
+    let peer = peer(request)?;
+    let scope = match peer.role {
+        Role::Reviewer | Role::Admin => Scope::All,
+        Role::Operator => Scope::OwnedBy(peer.name.clone()),
+        Role::Host | Role::Collector => {
+            return Err(denied(&peer, "only operators, reviewers and administrators may look at records"));
+        }
+    };
+    tracing::info!(target: "breakglass_collector::access", who = %peer, call, request = ?request.get_ref(), "looked");
+    Ok((peer, scope))
+}
+
+/// The caller may see everything, or is told why not.
+pub fn require_all(peer: &Peer, scope: &Scope) -> Result<(), Status> {
+    match scope {
+        Scope::All => Ok(()),
+        Scope::OwnedBy(_) => Err(denied(peer, "operators see only the sessions that they opened themselves")),
+    }
+}
+
+fn denied(peer: &Peer, why: &str) -> Status {
+    tracing::warn!(who = %peer, why, "denied");
+    Status::permission_denied(format!("{peer}: {why}"))
+}

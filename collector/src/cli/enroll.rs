@@ -1,0 +1,146 @@
+//! `breakglass-collector enroll`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::person_role;
+use crate::pki::{Authority, Issued, Role, create_private_dir, write_new, write_private};
+use crate::settings::{Layout, Settings};
+
+#[derive(Debug, Subcommand)]
+pub enum Enroll {
+    /// Make the folder that a host's agent needs to send its records here.
+    #[command(
+        after_help = "Example:\n  breakglass-collector enroll host web1 --dir /var/lib/breakglass-collector --out web1"
+    )]
+    Host(Host),
+    /// Make the folder that a person needs to look at records here.
+    #[command(
+        after_help = "Example:\n  breakglass-collector enroll person alice --role reviewer --dir /var/lib/breakglass-collector --out alice"
+    )]
+    Person(Person),
+}
+
+#[derive(Debug, Args)]
+pub struct Host {
+    /// The host's name, as people will see it.
+    name: String,
+    #[command(flatten)]
+    place: Place,
+}
+
+#[derive(Debug, Args)]
+pub struct Person {
+    /// The person's name; for an operator, as in allowed_signers.
+    name: String,
+    /// operator (sees own sessions), reviewer (sees all) or admin.
+    #[arg(long, value_parser = person_role)]
+    role: Role,
+    /// How the person reaches the collector; by default the address in collector.toml.
+    #[arg(long)]
+    url: Option<String>,
+    #[command(flatten)]
+    place: Place,
+}
+
+#[derive(Debug, Args)]
+struct Place {
+    /// The collector's folder, as made by init.
+    #[arg(long, value_name = "FOLDER")]
+    dir: PathBuf,
+    /// The folder to make.
+    #[arg(long, value_name = "FOLDER")]
+    out: PathBuf,
+}
+
+impl Enroll {
+    pub fn run(&self) -> anyhow::Result<()> {
+        match self {
+            Enroll::Host(host) => host.run(),
+            Enroll::Person(person) => person.run(),
+        }
+    }
+}
+
+impl Host {
+    fn run(&self) -> anyhow::Result<()> {
+        let layout = Layout::new(&self.place.dir);
+        layout.settings()?;
+        let id = Uuid::new_v4().to_string();
+        let issued = Authority::load(&layout)?.issue_host(&id, &self.name)?;
+        let out = &self.place.out;
+        write_identity(&layout, out, "host", &issued)?;
+        // Last: with this file the folder is complete.
+        write_new(&out.join("host-id"), &format!("{id}\n"))?;
+        println!("{} is host {id}; copy {} to it as /etc/breakglass/host", self.name, out.display());
+        Ok(())
+    }
+}
+
+/// What the `breakglass` command reads.
+#[derive(Serialize)]
+struct PersonConfig<'a> {
+    collector: PersonCollector<'a>,
+}
+
+#[derive(Serialize)]
+struct PersonCollector<'a> {
+    url: String,
+    server_name: &'a str,
+    ca: &'static str,
+    cert: &'static str,
+    key: &'static str,
+}
+
+impl Person {
+    fn run(&self) -> anyhow::Result<()> {
+        let layout = Layout::new(&self.place.dir);
+        let settings = layout.settings()?;
+        let issued = Authority::load(&layout)?.issue_person(self.role, &self.name)?;
+        let config = self.config(&settings)?;
+        let out = &self.place.out;
+        write_identity(&layout, out, "person", &issued)?;
+        // Last: with this file the folder is complete.
+        write_new(&out.join("config.toml"), &config)?;
+        println!("{} is {}; try: breakglass --config {}/config.toml sessions", self.name, self.role, out.display());
+        Ok(())
+    }
+
+    fn config(&self, settings: &Settings) -> anyhow::Result<String> {
+        let config = PersonConfig {
+            collector: PersonCollector {
+                url: self.url.clone().unwrap_or_else(|| default_url(settings)),
+                server_name: &settings.name,
+                ca: "ca.crt",
+                cert: "person.crt",
+                key: "person.key",
+            },
+        };
+        toml::to_string(&config).context("cannot write the person's settings")
+    }
+}
+
+/// An address that listens everywhere is reached on this machine by loopback; from elsewhere --url says how.
+fn default_url(settings: &Settings) -> String {
+    let mut address = settings.listen;
+    if address.ip().is_unspecified() {
+        address.set_ip(match address.ip() {
+            std::net::IpAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            std::net::IpAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    format!("https://{address}")
+}
+
+fn write_identity(layout: &Layout, out: &Path, stem: &str, issued: &Issued) -> anyhow::Result<()> {
+    let ca = layout.ca_cert();
+    let ca = std::fs::read_to_string(&ca).with_context(|| format!("cannot read {}", ca.display()))?;
+    create_private_dir(out)?;
+    write_private(&out.join(format!("{stem}.key")), &issued.key_pem)?;
+    write_new(&out.join(format!("{stem}.crt")), &issued.cert_pem)?;
+    write_new(&out.join("ca.crt"), &ca)
+}

@@ -1,0 +1,79 @@
+//! `breakglass-collector init`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::Args;
+
+use crate::pki::{Authority, create_private_dir, write_new, write_private};
+use crate::settings::{Layout, Settings};
+
+#[derive(Debug, Args)]
+pub struct Init {
+    /// The folder to make. It may exist, but not hold a collector.
+    #[arg(long, value_name = "FOLDER")]
+    dir: PathBuf,
+    /// The name that clients verify the collector's certificate against.
+    #[arg(long, default_value = "collector")]
+    name: String,
+    /// Where to listen.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:7444")]
+    listen: SocketAddr,
+    /// A further DNS name or address that the certificate is good for; may be given more than once.
+    #[arg(long = "san", value_name = "NAME")]
+    sans: Vec<String>,
+}
+
+impl Init {
+    pub fn run(&self) -> anyhow::Result<()> {
+        let layout = Layout::new(&self.dir);
+        for path in [layout.config(), layout.ca_cert(), layout.ca_key()] {
+            if path.exists() {
+                bail!("{} exists already: this folder holds a collector, and nothing was changed", path.display());
+            }
+        }
+        // Everything that can be refused is tried before anything is written.
+        let (ca, root) = Authority::create()?;
+        let leaf = ca.issue_collector(&self.name, &self.all_sans())?;
+        let settings = Settings { name: self.name.clone(), listen: self.listen };
+        let config = toml::to_string(&settings).context("cannot write the settings")?;
+
+        create_private_dir(&self.dir)?;
+        create_private_dir(&layout.data())?;
+        write_private(&layout.ca_key(), &root.key_pem)?;
+        write_new(&layout.ca_cert(), &root.cert_pem)?;
+        write_private(&layout.key(), &leaf.key_pem)?;
+        write_new(&layout.cert(), &leaf.cert_pem)?;
+        // Last: with this file the folder is complete.
+        write_new(&layout.config(), &config)?;
+        self.explain();
+        Ok(())
+    }
+
+    fn all_sans(&self) -> Vec<String> {
+        let mut sans = self.sans.clone();
+        sans.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned));
+        if !self.listen.ip().is_unspecified() {
+            sans.push(self.listen.ip().to_string());
+        }
+        sans.retain(|san| *san != self.name);
+        sans.sort();
+        sans.dedup();
+        sans
+    }
+
+    fn explain(&self) {
+        let dir = self.dir.display();
+        println!(
+            "The collector {name} is ready in {dir}.\n\n\
+             Start it:        breakglass-collector serve --dir {dir}\n\
+             Enrol a host:    breakglass-collector enroll host web1 --dir {dir} --out web1\n\
+             \x20                then copy the folder web1 to the host as /etc/breakglass/host\n\
+             Enrol a person:  breakglass-collector enroll person alice --role reviewer --dir {dir} --out alice\n\
+             \x20                then: breakglass --config alice/config.toml sessions\n\n\
+             {dir}/ca.key signs every certificate: keep a copy offline, and remove it here when nobody has to be enrolled.",
+            name = self.name,
+        );
+    }
+}

@@ -1,0 +1,375 @@
+//! From events to rows: pure, without I/O. The same frames in the same order always give the same rows.
+
+use breakglass_api::frame::Header;
+use breakglass_api::v1::event::Body;
+use breakglass_api::v1::{Event, Exec, ExecFailed, Exit, Process, Ring, SearchKind, SessionClosed, SessionOpened};
+use prost::Message;
+
+use super::model::{
+    Changes, CommandRow, Decoded, ExitRow, LineRow, SessionKey, SessionState, Slot, TerminalKey, TerminalState, Uuid,
+    Working, command_id,
+};
+use crate::quote::{bounded, command_line};
+use crate::store::to_db;
+use crate::transcript::Line;
+
+/// Largest encoded event kept in the index, bytes. A larger one is read from its frame when it is asked for.
+const EVENT_MAX: usize = 64 * 1024;
+/// Terminals of one session whose text is searchable. A session with more is replayed, not searched, in the rest.
+const TRANSCRIPTS_PER_SESSION: u64 = 256;
+/// Longest text of a SessionOpened that is too large as a whole, characters.
+const OPENED_TEXT_MAX: usize = 4096;
+/// Most survivors, and most counters, kept of a SessionClosed.
+const CLOSED_LIST_MAX: usize = 1024;
+
+/// Where an event lies.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    host: i64,
+    arrival: i64,
+    place: usize,
+    header: &'a Header,
+    boot_ns: u64,
+}
+
+impl Place<'_> {
+    fn wall_ns(&self) -> i64 {
+        self.header.wall_ns(self.boot_ns)
+    }
+}
+
+/// Whether an event starts a command of its session: what a tagged task ran or tried to run. Witness records are about others.
+pub fn starts_command(event: &Event) -> bool {
+    let witness = event.origin.is_some_and(|origin| origin.ring == Ring::Witness as i32);
+    !witness && matches!(event.body, Some(Body::Exec(_) | Body::ExecFailed(_)))
+}
+
+/// Adds one frame. Everything that it refers to must have been loaded into `working`.
+pub fn frame(working: &mut Working, changes: &mut Changes, frame: &Decoded) {
+    let host = working.hosts.entry(frame.host).or_default();
+    host.frames += 1;
+    changes.hosts.insert(frame.host);
+    if frame.missing_before > 0 {
+        host_gap(working, changes, frame.host, frame.missing_before);
+    }
+    let (header, batch) = match &frame.content {
+        Ok(content) => content,
+        Err(error) => {
+            tracing::error!(arrival = frame.arrival, %error, "a stored frame cannot be read; it is counted as a gap");
+            host_gap(working, changes, frame.host, 1);
+            return;
+        }
+    };
+    let host = working.hosts.entry(frame.host).or_default();
+    host.events = host.events.saturating_add(batch.events.len() as u64);
+    for (place, (event, session)) in frame.events().enumerate() {
+        let at = Place { host: frame.host, arrival: frame.arrival, place, header, boot_ns: event.boot_ns };
+        match session {
+            Some(uuid) => session_event(working, changes, at, uuid, event),
+            None => {
+                if let Some(Body::Gap(gap)) = &event.body {
+                    host_gap(working, changes, frame.host, gap.records.max(1));
+                }
+            }
+        }
+    }
+}
+
+/// Something is missing that no event ties to a session: it may have been the open one's.
+fn host_gap(working: &mut Working, changes: &mut Changes, host: i64, records: u64) {
+    let Some(uuid) = working.hosts.get(&host).and_then(|host| host.open) else { return };
+    if let Some(session) = working.sessions.get_mut(&(host, uuid)) {
+        session.gaps = session.gaps.saturating_add(records);
+        changes.sessions.insert((host, uuid));
+    }
+}
+
+fn session_event(working: &mut Working, changes: &mut Changes, at: Place<'_>, uuid: Uuid, event: &Event) {
+    let key = (at.host, uuid);
+    changes.sessions.insert(key);
+    let next = &mut working.next_session;
+    let session = working.sessions.entry(key).or_insert_with(|| {
+        *next += 1;
+        SessionState { row: *next, opened_ns: at.wall_ns(), first_arrival: at.arrival, ..SessionState::default() }
+    });
+    session.events = session.events.saturating_add(1);
+    session.last_arrival = at.arrival;
+    let row = session.row;
+    match &event.body {
+        Some(Body::Exec(exec)) if starts_command(event) => {
+            session.execs += 1;
+            let number = next_command(session);
+            start_exec(working, changes, at, row, number, exec);
+        }
+        Some(Body::ExecFailed(failed)) if starts_command(event) => {
+            session.failed_commands += 1;
+            let number = next_command(session);
+            start_failed(working, changes, at, row, number, failed);
+        }
+        Some(Body::Exit(exit)) => end_process(session, changes, at, key, exit),
+        Some(Body::TerminalOutput(output)) => {
+            session.terminal_bytes = session.terminal_bytes.saturating_add(output.data.len() as u64);
+            let used = Use { terminal: output.terminal, pts: output.index, shown: output.data.len(), typed: 0 };
+            let window = (output.rows, output.cols);
+            terminal_event(working, changes, at, key, used, |slot| {
+                slot.live().output(&output.data, window.0, window.1)
+            });
+        }
+        Some(Body::TerminalInput(input)) => {
+            session.input_bytes = session.input_bytes.saturating_add(input.data.len() as u64);
+            let used = Use { terminal: input.terminal, pts: input.index, shown: 0, typed: input.data.len() };
+            terminal_event(working, changes, at, key, used, |slot| slot.live().input(&input.data));
+        }
+        Some(Body::InputWithheld(withheld)) => {
+            session.withheld_bytes = session.withheld_bytes.saturating_add(withheld.bytes);
+        }
+        Some(Body::SessionOpened(opened)) => open(working, at, key, opened),
+        Some(Body::SessionResumed(resumed)) => session.deadline_ns = at.header.wall_ns(resumed.deadline_boot_ns),
+        Some(Body::SessionClosed(closed)) => close(working, changes, at, key, closed),
+        Some(Body::Gap(gap)) => session.gaps = session.gaps.saturating_add(gap.records.max(1)),
+        Some(Body::Alert(_)) => session.alerts += 1,
+        Some(
+            Body::Exec(_)
+            | Body::ExecFailed(_)
+            | Body::Fork(_)
+            | Body::ProofRefused(_)
+            | Body::AccountChanged(_)
+            | Body::AgentStarted(_)
+            | Body::AgentStopping(_)
+            | Body::ClockStep(_)
+            | Body::LeftBehind(_),
+        )
+        | None => {}
+    }
+}
+
+fn next_command(session: &mut SessionState) -> u64 {
+    session.commands += 1;
+    session.commands
+}
+
+fn start_exec(working: &mut Working, changes: &mut Changes, at: Place<'_>, session: i64, number: u64, exec: &Exec) {
+    let text = match exec.argv.is_empty() {
+        true => command_line(&[&exec.exe]),
+        false => command_line(&exec.argv),
+    };
+    let process = exec.process.unwrap_or_default();
+    if let Some(row) = command_row(at, session, number, process, encoded(exec), false) {
+        changes.started.insert((session, process.pid, process.start_ns), changes.commands.len());
+        push_line(working, changes, SearchKind::Command, session, to_db(number), at.wall_ns(), text);
+        changes.commands.push(row);
+    }
+}
+
+fn start_failed(
+    working: &mut Working,
+    changes: &mut Changes,
+    at: Place<'_>,
+    session: i64,
+    number: u64,
+    failed: &ExecFailed,
+) {
+    // The process goes on as what it was: its exit is not this command's.
+    let process = failed.process.unwrap_or_default();
+    if let Some(row) = command_row(at, session, number, process, encoded(failed), true) {
+        let text = command_line(&[&failed.filename]);
+        push_line(working, changes, SearchKind::Command, session, to_db(number), at.wall_ns(), text);
+        changes.commands.push(row);
+    }
+}
+
+fn command_row(
+    at: Place<'_>,
+    session: i64,
+    number: u64,
+    process: Process,
+    event: Option<Vec<u8>>,
+    failed: bool,
+) -> Option<CommandRow> {
+    Some(CommandRow {
+        id: command_id(session, number)?,
+        session,
+        pid: process.pid,
+        start_ns: process.start_ns,
+        boot_ns: at.boot_ns,
+        wall_ns: at.wall_ns(),
+        arrival: at.arrival,
+        place: i64::try_from(at.place).ok()?,
+        failed,
+        event,
+        exit: None,
+        exit_wall_ns: 0,
+    })
+}
+
+fn encoded(message: &impl Message) -> Option<Vec<u8>> {
+    (message.encoded_len() <= EVENT_MAX).then(|| message.encode_to_vec())
+}
+
+fn end_process(session: &mut SessionState, changes: &mut Changes, at: Place<'_>, key: SessionKey, exit: &Exit) {
+    let Some(process) = exit.process else { return };
+    let unsuccessful = exit.status != 0 || exit.signal != 0;
+    let process = (session.row, process.pid, process.start_ns);
+    let started = changes.started.get(&process).and_then(|at| changes.commands.get_mut(*at));
+    let (wall_ns, exit) = (at.wall_ns(), exit.encode_to_vec());
+    match started {
+        Some(command) if command.exit.is_none() => {
+            command.exit = Some(exit);
+            command.exit_wall_ns = wall_ns;
+            session.failed_commands += u64::from(unsuccessful);
+        }
+        Some(_) => {}
+        None => changes.exits.push(ExitRow { process, session: key, exit, wall_ns, unsuccessful }),
+    }
+}
+
+/// How an event used a terminal.
+struct Use {
+    terminal: u64,
+    pts: u32,
+    shown: usize,
+    typed: usize,
+}
+
+fn terminal_event(
+    working: &mut Working,
+    changes: &mut Changes,
+    at: Place<'_>,
+    key: SessionKey,
+    used: Use,
+    apply: impl FnOnce(&mut Slot) -> Vec<Line>,
+) {
+    let Some(session) = working.sessions.get_mut(&key) else { return };
+    let row = session.row;
+    let terminal_key: TerminalKey = (row, used.terminal);
+    changes.terminals.insert(terminal_key);
+    let next = &mut working.next_terminal;
+    let state = working.terminals.entry(terminal_key).or_insert_with(|| {
+        *next += 1;
+        session.terminals += 1;
+        TerminalState { row: *next, number: session.terminals, first_ns: at.wall_ns(), ..TerminalState::default() }
+    });
+    state.pts = used.pts;
+    state.last_ns = at.wall_ns();
+    state.output_bytes = state.output_bytes.saturating_add(used.shown as u64);
+    state.input_bytes = state.input_bytes.saturating_add(used.typed as u64);
+    if state.number > TRANSCRIPTS_PER_SESSION {
+        return;
+    }
+    working.make_room(terminal_key);
+    let Some(state) = working.terminals.get_mut(&terminal_key) else { return };
+    let lines = apply(&mut state.transcript);
+    push_transcript(working, changes, row, used.terminal, at.wall_ns(), lines);
+}
+
+fn push_transcript(
+    working: &mut Working,
+    changes: &mut Changes,
+    session: i64,
+    terminal: u64,
+    wall_ns: i64,
+    lines: Vec<Line>,
+) {
+    for line in lines {
+        let (kind, text) = split(line);
+        push_line(working, changes, kind, session, to_db(terminal), wall_ns, text);
+    }
+}
+
+/// The kind of a terminal's line, and its text.
+pub fn split(line: Line) -> (SearchKind, String) {
+    match line {
+        Line::Shown(text) => (SearchKind::Screen, text),
+        Line::Typed(text) => (SearchKind::Typed, text),
+    }
+}
+
+fn push_line(
+    working: &mut Working,
+    changes: &mut Changes,
+    kind: SearchKind,
+    session: i64,
+    subject: i64,
+    wall_ns: i64,
+    text: String,
+) {
+    working.next_line += 1;
+    changes.lines.push(LineRow { id: working.next_line, kind, session, subject, wall_ns, text });
+}
+
+fn open(working: &mut Working, at: Place<'_>, key: SessionKey, opened: &SessionOpened) {
+    let Some(session) = working.sessions.get_mut(&key) else { return };
+    // The first word counts: a later one can only be a mistake or a lie.
+    if session.opened.is_some() {
+        return;
+    }
+    session.operator = bounded(opened.operator.clone());
+    session.opened = Some(bounded_opened(opened).encode_to_vec());
+    session.opened_ns = at.wall_ns();
+    session.deadline_ns = at.header.wall_ns(opened.deadline_boot_ns);
+    if session.closed.is_none() {
+        working.hosts.entry(key.0).or_default().open = Some(key.1);
+    }
+}
+
+fn bounded_opened(opened: &SessionOpened) -> SessionOpened {
+    if opened.encoded_len() <= EVENT_MAX {
+        return opened.clone();
+    }
+    let cut = |text: &str| -> String { text.chars().take(OPENED_TEXT_MAX).collect() };
+    SessionOpened {
+        operator: cut(&opened.operator),
+        key_fingerprint: cut(&opened.key_fingerprint),
+        key_type: cut(&opened.key_type),
+        reason: cut(&opened.reason),
+        ticket: cut(&opened.ticket),
+        account: cut(&opened.account),
+        tier: cut(&opened.tier),
+        source: cut(&opened.source),
+        grant_text: Vec::new(),
+        signature: Vec::new(),
+        ..*opened
+    }
+}
+
+fn close(working: &mut Working, changes: &mut Changes, at: Place<'_>, key: SessionKey, closed: &SessionClosed) {
+    if let Some(host) = working.hosts.get_mut(&key.0)
+        && host.open == Some(key.1)
+    {
+        host.open = None;
+    }
+    let Some(session) = working.sessions.get_mut(&key) else { return };
+    if session.closed.is_none() {
+        session.closed = Some(bounded_closed(closed).encode_to_vec());
+        session.closed_ns = at.wall_ns();
+    }
+    let row = session.row;
+    finish_terminals(working, changes, row);
+}
+
+fn bounded_closed(closed: &SessionClosed) -> SessionClosed {
+    SessionClosed {
+        cause: closed.cause,
+        by: bounded(closed.by.clone()),
+        killed: closed.killed,
+        survivors: closed.survivors.iter().take(CLOSED_LIST_MAX).copied().collect(),
+        took_us: closed.took_us,
+        produced: closed.produced.iter().take(CLOSED_LIST_MAX).copied().collect(),
+        missing: closed.missing.iter().take(CLOSED_LIST_MAX).copied().collect(),
+    }
+}
+
+/// What stands on a session's terminals at its end is final.
+fn finish_terminals(working: &mut Working, changes: &mut Changes, session: i64) {
+    let of_session = |key: &&TerminalKey| key.0 == session;
+    let mut keys: Vec<TerminalKey> = working.terminals.keys().filter(of_session).copied().collect();
+    keys.sort_by_key(|key| working.terminals.get(key).map(|terminal| terminal.number));
+    for key in keys {
+        let Some(terminal) = working.terminals.get_mut(&key) else { continue };
+        let lines = terminal.transcript.current();
+        let last_ns = terminal.last_ns;
+        terminal.transcript = Slot::Empty;
+        changes.terminals.insert(key);
+        push_transcript(working, changes, session, key.1, last_ns, lines);
+    }
+}

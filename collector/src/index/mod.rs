@@ -1,0 +1,255 @@
+//! Everything that can be searched and listed, derived from the raw frames.
+//!
+//! The [`Indexer`] follows the frames in their order of arrival. Each pass writes what its frames yielded and how far it came in
+//! one transaction, so that every frame counts exactly once whenever the process is killed. The database, `data/index.db`,
+//! can be deleted at any time: it is built again, with the same content.
+
+mod fold;
+mod load;
+mod model;
+mod read;
+mod write;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sqlx::SqliteConnection;
+use sqlx::sqlite::SqlitePool;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+pub use fold::starts_command;
+pub use model::{Decoded, session_of};
+pub use read::{CommandRecord, HitRecord, IndexReader, SearchFilter, SessionRecord, TerminalRecord, Uuid};
+
+use self::model::{Changes, Working};
+use crate::store::{Durability, OpenError, Page, Result, Span, Store, StoreError, StoredFrame, open_pools};
+
+/// Version of what is derived and how. An index of another version is built again.
+const VERSION: i64 = 1;
+const SCHEMA: &[&str] = &[include_str!("schema.sql")];
+/// Frames in one pass: enough to share a transaction, few enough that the first is soon found.
+const PASS: Page = Page { events: 16_384, bytes: 8 * 1024 * 1024 };
+/// Events below which a pass is small: the next one then waits for company, so that many small transactions become few.
+const PASS_SMALL: u64 = 1024;
+/// How long after the last pass the next one begins, at the earliest, when there is little to do.
+const PACE: Duration = Duration::from_millis(20);
+/// Pause after the index could not be written.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Why the index cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    /// The database cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The database cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An old index cannot be deleted, or a new one put in its place.
+    #[error("cannot replace the index {path}: {source}")]
+    Replace {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// What was indexed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Done {
+    /// Frames.
+    pub frames: u64,
+    /// Events in them.
+    pub events: u64,
+}
+
+/// Builds the index.
+pub struct Indexer {
+    store: Store,
+    writer: SqlitePool,
+    readers: SqlitePool,
+    /// Arrival number of the last frame that was indexed.
+    position: i64,
+    announce: watch::Sender<i64>,
+    /// Absent before the first pass and after one that failed.
+    working: Option<Working>,
+}
+
+/// Wraps an SQL error of the index database.
+fn failed(doing: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError {
+    move |source| StoreError { doing, file: "index.db", source }
+}
+
+impl Indexer {
+    /// Opens the index at `path`; one that does not belong to `store` or is of another version is begun anew.
+    pub async fn open(store: Store, path: &Path) -> std::result::Result<Self, IndexError> {
+        match Self::open_existing(&store, path).await {
+            Ok(Some(indexer)) => return Ok(indexer),
+            Ok(None) => tracing::warn!(path = %path.display(), "the index does not fit the frames; building it anew"),
+            Err(error) => tracing::warn!(%error, "the index cannot be used; building it anew"),
+        }
+        remove(path)?;
+        match Self::open_existing(&store, path).await? {
+            Some(indexer) => Ok(indexer),
+            None => Err(IndexError::Replace {
+                path: path.to_owned(),
+                source: std::io::Error::other("a new index does not fit either"),
+            }),
+        }
+    }
+
+    async fn open_existing(store: &Store, path: &Path) -> std::result::Result<Option<Self>, IndexError> {
+        let (writer, readers) = open_pools(path, Durability::Rebuildable, SCHEMA).await?;
+        let identity = store.identity().await?;
+        let newest = store.last_arrival().await?;
+        let position = match position(&writer).await.map_err(failed("read the position"))? {
+            None => {
+                begin(&writer, &identity).await.map_err(failed("write the position"))?;
+                0
+            }
+            Some((VERSION, of, arrival)) if of == identity && arrival <= newest => arrival,
+            Some(_) => {
+                readers.close().await;
+                writer.close().await;
+                return Ok(None);
+            }
+        };
+        let (announce, _) = watch::channel(position);
+        Ok(Some(Self { store: store.clone(), writer, readers, position, announce, working: None }))
+    }
+
+    /// The reading side.
+    pub fn reader(&self) -> IndexReader {
+        IndexReader::new(self.readers.clone(), self.announce.subscribe())
+    }
+
+    /// Follows `durable`, the arrival number of the newest frame, until its sender is gone.
+    pub async fn follow(mut self, mut durable: watch::Receiver<i64>) {
+        loop {
+            let target = *durable.borrow_and_update();
+            while self.position < target && durable.has_changed().is_ok() {
+                let began = Instant::now();
+                match self.pass(target).await {
+                    Ok(done) if done.events < PASS_SMALL => tokio::time::sleep_until(began + PACE).await,
+                    Ok(_) => {}
+                    Err(error) => {
+                        tracing::error!(%error, "cannot index; frames are safe, trying again");
+                        tokio::time::sleep(RETRY).await;
+                    }
+                }
+            }
+            if durable.changed().await.is_err() {
+                self.writer.close().await;
+                return;
+            }
+        }
+    }
+
+    /// Builds the index of `store` at `path` from nothing. An old one stays in place until the new one is complete.
+    pub async fn rebuild(store: Store, path: &Path) -> std::result::Result<Done, IndexError> {
+        let building = path.with_extension("db.new");
+        remove(&building)?;
+        let mut indexer = Self::open(store.clone(), &building).await?;
+        let target = store.last_arrival().await?;
+        let mut all = Done::default();
+        while indexer.position < target {
+            let done = indexer.pass(target).await?;
+            all = Done { frames: all.frames + done.frames, events: all.events + done.events };
+        }
+        // The last connection to go takes the write-ahead log with it.
+        indexer.readers.close().await;
+        indexer.writer.close().await;
+        remove(path)?;
+        std::fs::rename(&building, path).map_err(|source| IndexError::Replace { path: path.to_owned(), source })?;
+        Ok(all)
+    }
+
+    /// Indexes the next frames, up to arrival number `until`.
+    async fn pass(&mut self, until: i64) -> Result<Done> {
+        let frames = self.store.read(Span { host: None, after: self.position, until }, PASS).await?;
+        let Some(last) = frames.last().map(|frame| frame.arrival) else {
+            // Nothing in between: the numbers of frames need not be dense.
+            self.position = until;
+            return Ok(Done::default());
+        };
+        let decoded = decode(frames).await?;
+        let events =
+            decoded.iter().map(|frame| frame.content.as_ref().map_or(0, |(_, batch)| batch.events.len() as u64));
+        let done = Done { frames: decoded.len() as u64, events: events.sum() };
+        let working = self.write(decoded, last).await.map_err(failed("index frames"))?;
+        self.working = Some(working);
+        self.position = last;
+        self.announce.send_replace(last);
+        Ok(done)
+    }
+
+    /// The one transaction of a pass. On failure the working state is gone and is read again next time.
+    async fn write(&mut self, decoded: Vec<Decoded>, last: i64) -> sqlx::Result<Working> {
+        let mut transaction = self.writer.begin().await?;
+        let mut working = match self.working.take() {
+            Some(working) => working,
+            None => load::begin(&mut transaction).await?,
+        };
+        load::refer(&mut transaction, &mut working, &decoded).await?;
+        let folding = tokio::task::spawn_blocking(move || {
+            let mut changes = Changes::default();
+            for frame in &decoded {
+                fold::frame(&mut working, &mut changes, frame);
+            }
+            (working, changes)
+        });
+        let (mut working, changes) = folding.await.map_err(worker_failed)?;
+        write::apply(&mut transaction, &mut working, &changes).await?;
+        set_position(&mut transaction, last).await?;
+        transaction.commit().await?;
+        working.trim();
+        Ok(working)
+    }
+}
+
+/// Checks and decodes frames, off the threads that serve everybody.
+pub async fn decode(frames: Vec<StoredFrame>) -> Result<Vec<Decoded>> {
+    let decode = |frame: &StoredFrame| Decoded {
+        arrival: frame.arrival,
+        host: frame.host,
+        missing_before: frame.missing_before,
+        content: frame.decode().map_err(|error| error.to_string()),
+    };
+    let decoding = tokio::task::spawn_blocking(move || frames.iter().map(decode).collect());
+    decoding.await.map_err(worker_failed).map_err(failed("decode frames"))
+}
+
+fn worker_failed(error: tokio::task::JoinError) -> sqlx::Error {
+    sqlx::Error::Io(std::io::Error::other(error))
+}
+
+async fn position(writer: &SqlitePool) -> sqlx::Result<Option<(i64, Vec<u8>, i64)>> {
+    sqlx::query_as("SELECT version, store_id, arrival FROM position").fetch_optional(writer).await
+}
+
+async fn begin(writer: &SqlitePool, identity: &[u8]) -> sqlx::Result<()> {
+    let query = sqlx::query("INSERT INTO position (version, store_id, arrival) VALUES (?, ?, 0)");
+    query.bind(VERSION).bind(identity).execute(writer).await.map(drop)
+}
+
+async fn set_position(connection: &mut SqliteConnection, arrival: i64) -> sqlx::Result<()> {
+    sqlx::query("UPDATE position SET arrival = ?").bind(arrival).execute(connection).await.map(drop)
+}
+
+/// Deletes a database with its write-ahead log; one that does not exist is fine.
+fn remove(path: &Path) -> std::result::Result<(), IndexError> {
+    for suffix in ["", "-wal", "-shm"] {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        let path = PathBuf::from(name);
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(IndexError::Replace { path, source });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}

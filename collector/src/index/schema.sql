@@ -1,0 +1,104 @@
+-- Everything here is derived from the frames and can be deleted at any time.
+
+-- How far the frames have been followed; changed in the transaction that writes what they yielded.
+CREATE TABLE position (
+    version  INTEGER NOT NULL,
+    store_id BLOB NOT NULL,
+    arrival  INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE hosts (
+    host         INTEGER PRIMARY KEY,
+    frames       INTEGER NOT NULL,
+    events       INTEGER NOT NULL,
+    open_session BLOB
+) STRICT;
+
+-- A session belongs to the host that recorded it: two hosts cannot write into one.
+CREATE TABLE sessions (
+    id              INTEGER PRIMARY KEY,
+    uuid            BLOB NOT NULL,
+    host            INTEGER NOT NULL,
+    operator        TEXT NOT NULL,
+    opened          BLOB,
+    opened_ns       INTEGER NOT NULL,
+    deadline_ns     INTEGER NOT NULL,
+    closed          BLOB,
+    closed_ns       INTEGER NOT NULL,
+    commands        INTEGER NOT NULL,
+    execs           INTEGER NOT NULL,
+    failed_commands INTEGER NOT NULL,
+    terminals       INTEGER NOT NULL,
+    terminal_bytes  INTEGER NOT NULL,
+    input_bytes     INTEGER NOT NULL,
+    withheld_bytes  INTEGER NOT NULL,
+    events          INTEGER NOT NULL,
+    gaps            INTEGER NOT NULL,
+    alerts          INTEGER NOT NULL,
+    -- Arrival numbers of the frames that hold it.
+    first_arrival   INTEGER NOT NULL,
+    last_arrival    INTEGER NOT NULL,
+    UNIQUE (host, uuid)
+) STRICT;
+
+CREATE INDEX sessions_by_uuid ON sessions (uuid);
+CREATE INDEX sessions_by_time ON sessions (opened_ns, id);
+
+CREATE TABLE commands (
+    -- Session in the upper half, number within the session in the lower.
+    id           INTEGER PRIMARY KEY,
+    session      INTEGER NOT NULL,
+    pid          INTEGER NOT NULL,
+    start_ns     INTEGER NOT NULL,
+    boot_ns      INTEGER NOT NULL,
+    wall_ns      INTEGER NOT NULL,
+    -- Where the event lies: the frame's arrival number and the place in it.
+    arrival      INTEGER NOT NULL,
+    place        INTEGER NOT NULL,
+    failed       INTEGER NOT NULL,
+    -- The encoded Exec or ExecFailed; absent where it is large and has to be taken from the frame.
+    event        BLOB,
+    exit         BLOB,
+    exit_wall_ns INTEGER NOT NULL
+) STRICT;
+
+CREATE INDEX commands_by_process ON commands (session, pid, start_ns);
+
+CREATE TABLE terminals (
+    id           INTEGER PRIMARY KEY,
+    session      INTEGER NOT NULL,
+    terminal     INTEGER NOT NULL,
+    number       INTEGER NOT NULL,
+    pts          INTEGER NOT NULL,
+    output_bytes INTEGER NOT NULL,
+    input_bytes  INTEGER NOT NULL,
+    first_ns     INTEGER NOT NULL,
+    last_ns      INTEGER NOT NULL,
+    -- The transcript where it stands, to go on with.
+    state        BLOB,
+    UNIQUE (session, terminal)
+) STRICT;
+
+-- What can be found: command lines, and lines of terminals that are final.
+CREATE TABLE lines (
+    id       INTEGER PRIMARY KEY,
+    kind     INTEGER NOT NULL,
+    session  INTEGER NOT NULL,
+    -- A command's number or a terminal's id.
+    subject  INTEGER NOT NULL,
+    wall_ns  INTEGER NOT NULL,
+    text     TEXT NOT NULL
+) STRICT;
+
+-- Rows by the id of their line. Which trigrams a line holds, not where: a match is checked against the line itself.
+CREATE VIRTUAL TABLE lines_text USING fts5 (text, content = '', tokenize = 'trigram', detail = none, columnsize = 0);
+
+-- Lines of terminals that can still change. Few: they are read through, not indexed.
+CREATE TABLE current_lines (
+    terminal INTEGER NOT NULL,
+    place    INTEGER NOT NULL,
+    kind     INTEGER NOT NULL,
+    wall_ns  INTEGER NOT NULL,
+    text     TEXT NOT NULL,
+    PRIMARY KEY (terminal, place)
+) STRICT, WITHOUT ROWID;

@@ -1,0 +1,84 @@
+//! From rows to messages.
+
+use breakglass_api::v1::{Command, Exec, ExecFailed, Exit, Gap, Session, TerminalInfo};
+use prost::Message;
+
+use super::lookup::Hosts;
+use crate::index::{CommandRecord, SessionRecord, TerminalRecord};
+
+/// Cause of a gap that stands for frames which the agent no longer had when it connected.
+const FRAMES_LOST: &str = "frames-lost-by-agent";
+/// Cause of a gap that stands for a stored frame that cannot be read.
+const FRAME_UNREADABLE: &str = "frame-unreadable";
+
+/// A UUID as text.
+pub(super) fn uuid_text(uuid: [u8; 16]) -> String {
+    uuid::Uuid::from_bytes(uuid).to_string()
+}
+
+/// A session with its terminals.
+pub(super) fn session(record: SessionRecord, hosts: &Hosts, terminals: Vec<TerminalRecord>) -> Session {
+    let host = hosts.get(&record.host);
+    let state = record.state;
+    Session {
+        id: uuid_text(record.uuid),
+        host_id: host.map(|host| host.host_id.clone()).unwrap_or_default(),
+        hostname: host.map(|host| host.hostname.clone()).unwrap_or_default(),
+        opened: decoded(state.opened.as_deref()),
+        opened_ns: state.opened_ns,
+        closed_ns: state.closed_ns,
+        closed: decoded(state.closed.as_deref()),
+        commands: state.commands,
+        failed_commands: state.failed_commands,
+        terminal_bytes: state.terminal_bytes,
+        input_bytes: state.input_bytes,
+        withheld_bytes: state.withheld_bytes,
+        events: state.events,
+        gaps: state.gaps,
+        alerts: state.alerts,
+        terminals: terminals.iter().map(terminal).collect(),
+        deadline_ns: state.deadline_ns,
+        execs: state.execs,
+    }
+}
+
+fn terminal(record: &TerminalRecord) -> TerminalInfo {
+    TerminalInfo {
+        id: record.terminal,
+        index: record.state.pts,
+        output_bytes: record.state.output_bytes,
+        input_bytes: record.state.input_bytes,
+        first_ns: record.state.first_ns,
+        last_ns: record.state.last_ns,
+    }
+}
+
+/// A command. `exec` and `failed` are absent where the index does not hold them.
+pub(super) fn command(record: &CommandRecord, session: String) -> Command {
+    let event = record.event.as_deref();
+    Command {
+        number: record.number,
+        wall_ns: record.wall_ns,
+        exec: (!record.failed).then(|| decoded::<Exec>(event)).flatten(),
+        exit_wall_ns: record.exit_wall_ns,
+        exit: decoded::<Exit>(record.exit.as_deref()),
+        session,
+        failed: record.failed.then(|| decoded::<ExecFailed>(event)).flatten(),
+        boot_ns: record.boot_ns,
+    }
+}
+
+/// The index wrote it, so it decodes; a damaged index is rebuilt, not trusted.
+fn decoded<M: Message + Default>(bytes: Option<&[u8]>) -> Option<M> {
+    M::decode(bytes?).ok()
+}
+
+/// The gap that stands for `frames` missing frames.
+pub(super) fn lost_frames(frames: u64) -> Gap {
+    Gap { records: frames, cause: FRAMES_LOST.to_owned(), ..Gap::default() }
+}
+
+/// The gap that stands for a frame that cannot be read.
+pub(super) fn unreadable_frame() -> Gap {
+    Gap { records: 1, cause: FRAME_UNREADABLE.to_owned(), ..Gap::default() }
+}

@@ -1,0 +1,148 @@
+//! Hosts and sessions: by name, by id, by a part of an id, and in lists.
+
+use std::collections::HashMap;
+
+use breakglass_api::v1::{Host, ListHostsResponse, ListSessionsRequest, ListSessionsResponse, Session};
+use tonic::Status;
+use uuid::Uuid;
+
+use super::{QueryService, convert, limit, unavailable};
+use crate::access::Scope;
+use crate::index::SessionRecord;
+use crate::store::HostRecord;
+
+/// Fewest characters of a session id.
+const ID_PART_MIN: usize = 6;
+/// Sessions named in the message about an ambiguous id, and as many are looked at.
+const CANDIDATES: u32 = 50;
+
+/// Hosts by row.
+pub(super) type Hosts = HashMap<i64, HostRecord>;
+
+impl QueryService {
+    /// Every host that ever connected.
+    pub(super) async fn hosts(&self) -> Result<ListHostsResponse, Status> {
+        self.catch_up().await?;
+        let counted: HashMap<_, _> = self.index.hosts().await.map_err(unavailable)?.into_iter().collect();
+        let known = self.store.hosts().await.map_err(unavailable)?;
+        let hosts = known.into_iter().map(|(row, record)| {
+            let sighting = self.presence.sighting(&record.host_id);
+            let state = counted.get(&row).cloned().unwrap_or_default();
+            Host {
+                connected: sighting.connected,
+                last_seen_ns: sighting.last_seen_ns.max(record.last_seen_ns),
+                id: record.host_id,
+                hostname: record.hostname,
+                tier: record.tier,
+                agent_version: record.agent_version,
+                frames: state.frames,
+                events: state.events,
+                open_session: state.open.map(convert::uuid_text).unwrap_or_default(),
+            }
+        });
+        Ok(ListHostsResponse { hosts: hosts.collect() })
+    }
+
+    /// Sessions, newest first.
+    pub(super) async fn sessions(
+        &self,
+        scope: &Scope,
+        request: ListSessionsRequest,
+    ) -> Result<ListSessionsResponse, Status> {
+        self.catch_up().await?;
+        let operator = narrow(scope, &request.operator)?;
+        let hosts = self.host_rows(&request.host).await?;
+        let before = match request.before.is_empty() {
+            true => None,
+            false => Some(self.resolve(&request.before, scope).await?.state),
+        };
+        let found = self
+            .index
+            .sessions(hosts.as_deref(), operator.as_deref(), request.open_only, before.as_ref(), limit(request.limit))
+            .await
+            .map_err(unavailable)?;
+        let hosts = self.hosts_by_row().await?;
+        let mut sessions = Vec::with_capacity(found.len());
+        for record in found {
+            sessions.push(self.session_with(record, &hosts).await?);
+        }
+        Ok(ListSessionsResponse { sessions })
+    }
+
+    /// The session that `text` names: a UUID, or an unambiguous beginning or end of one. One that the caller may not see does
+    /// not exist for them.
+    pub(super) async fn resolve(&self, text: &str, scope: &Scope) -> Result<SessionRecord, Status> {
+        let digits: String = text.chars().filter(|c| *c != '-').map(|c| c.to_ascii_lowercase()).collect();
+        if digits.len() < ID_PART_MIN || digits.len() > 32 || !digits.chars().all(|c| c.is_ascii_hexdigit()) {
+            return Err(Status::invalid_argument(format!(
+                "{text:?} is not a session: give its UUID, or at least {ID_PART_MIN} characters of its beginning or end"
+            )));
+        }
+        self.catch_up().await?;
+        let found = match Uuid::try_parse(&digits) {
+            Ok(uuid) => Vec::from_iter(self.index.session(*uuid.as_bytes()).await.map_err(unavailable)?),
+            Err(_) => self.index.find_sessions(&digits, CANDIDATES).await.map_err(unavailable)?,
+        };
+        let mut visible: Vec<SessionRecord> = found.into_iter().filter(|record| may_see(scope, record)).collect();
+        if visible.len() > 1 {
+            let names: Vec<String> = visible.iter().map(|record| convert::uuid_text(record.uuid)).collect();
+            return Err(Status::failed_precondition(format!("{text:?} may be any of {}", names.join(", "))));
+        }
+        visible.pop().ok_or_else(|| Status::not_found(format!("there is no session {text:?}")))
+    }
+
+    /// The whole answer about a session.
+    pub(super) async fn session_message(&self, record: SessionRecord) -> Result<Session, Status> {
+        let hosts = self.hosts_by_row().await?;
+        self.session_with(record, &hosts).await
+    }
+
+    async fn session_with(&self, record: SessionRecord, hosts: &Hosts) -> Result<Session, Status> {
+        let terminals = self.index.terminals(record.state.row).await.map_err(unavailable)?;
+        Ok(convert::session(record, hosts, terminals))
+    }
+
+    /// Every host by its row.
+    pub(super) async fn hosts_by_row(&self) -> Result<Hosts, Status> {
+        Ok(self.store.hosts().await.map_err(unavailable)?.into_iter().collect())
+    }
+
+    /// The rows of the hosts with this id or name; `None` where the text is empty and means all.
+    pub(super) async fn host_rows(&self, text: &str) -> Result<Option<Vec<i64>>, Status> {
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let hosts = self.store.hosts().await.map_err(unavailable)?;
+        let named = |host: &HostRecord| host.host_id == text || host.hostname == text;
+        let rows: Vec<i64> = hosts.iter().filter(|(_, host)| named(host)).map(|(row, _)| *row).collect();
+        match rows.is_empty() {
+            true => Err(Status::not_found(format!("there is no host {text:?}"))),
+            false => Ok(Some(rows)),
+        }
+    }
+
+    /// Waits for the index to reach what is durable now.
+    pub(super) async fn catch_up(&self) -> Result<(), Status> {
+        let newest = self.store.last_arrival().await.map_err(unavailable)?;
+        self.index.catch_up(newest).await;
+        Ok(())
+    }
+}
+
+fn may_see(scope: &Scope, record: &SessionRecord) -> bool {
+    match scope {
+        Scope::All => true,
+        Scope::OwnedBy(operator) => record.state.operator == *operator,
+    }
+}
+
+/// The operator to whose sessions an answer is confined, from what was asked and what the caller may see.
+pub(super) fn narrow(scope: &Scope, asked: &str) -> Result<Option<String>, Status> {
+    match scope {
+        Scope::All => Ok((!asked.is_empty()).then(|| asked.to_owned())),
+        Scope::OwnedBy(own) if asked.is_empty() || asked == own => Ok(Some(own.clone())),
+        Scope::OwnedBy(_) => {
+            Err(Status::permission_denied("operators see only the sessions that they opened themselves"))
+        }
+    }
+}

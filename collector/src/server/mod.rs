@@ -1,0 +1,171 @@
+//! Puts the parts together and serves until told to stop.
+
+mod tls;
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context;
+use breakglass_api::GRPC_MESSAGE_MAX;
+use breakglass_api::v1::DESCRIPTORS;
+use breakglass_api::v1::ingest_server::IngestServer;
+use breakglass_api::v1::query_server::QueryServer;
+use sd_notify::NotifyState;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+
+use crate::index::Indexer;
+use crate::ingest::IngestService;
+use crate::presence::Presence;
+use crate::query::QueryService;
+use crate::settings::Layout;
+use crate::store::Store;
+
+/// How often a silent connection is probed, and how long the answer may take: a dead agent is noticed within 8 s.
+const PROBE_INTERVAL: Duration = Duration::from_secs(4);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(4);
+/// Bytes that one stream, and one connection, may have in flight before they are read. Above the bandwidth-delay product of
+/// a fast link across a continent; what is buffered beyond is bounded by the ingest queue.
+const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+/// Connections whose handshake is done and that the server has not taken up yet.
+const READY_CONNECTIONS: usize = 16;
+/// How long open streams may take to end after a signal.
+const SHUTDOWN_MAX: Duration = Duration::from_secs(10);
+
+/// Serves the folder `layout` until SIGTERM or SIGINT. `listen` overrides the address in the settings.
+pub async fn run(layout: &Layout, listen: Option<SocketAddr>) -> anyhow::Result<()> {
+    let settings = layout.settings()?;
+    let acceptor = tls::acceptor(layout)?;
+    let _lock = layout.lock()?;
+    let store = Store::open(&layout.frames_db()).await?;
+    let (stop, stopping) = watch::channel(false);
+    let (durable, followed) = watch::channel(store.last_arrival().await?);
+    let indexer = Indexer::open(store.clone(), &layout.index_db()).await?;
+    let index = indexer.reader();
+    let indexing = tokio::spawn(indexer.follow(followed));
+
+    let presence = Presence::default();
+    let (ingest, committer) = IngestService::start(store.clone(), presence.clone(), durable, stopping.clone());
+    let query = QueryService::new(store.clone(), index.clone(), presence, stopping.clone());
+
+    let listener = bind(listen.unwrap_or(settings.listen)).await?;
+    let address = listener.local_addr().context("cannot tell the listening address")?;
+    let (ready, connections) = mpsc::channel(READY_CONNECTIONS);
+    let accepting = tokio::spawn(tls::accept(listener, acceptor, ready));
+    let signals = Signals::new()?;
+    announce(address)?;
+
+    let served = serve(ingest, query, connections, signals, stop).await;
+    accepting.abort();
+    // The writer ends with the last connection, the indexer when the writer no longer announces anything.
+    for (part, task) in [("writer", committer), ("indexer", indexing)] {
+        match tokio::time::timeout(SHUTDOWN_MAX, task).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, part, "failed"),
+            Err(_) => tracing::warn!(part, "did not end in time; nothing acknowledged is lost"),
+        }
+    }
+    index.close().await;
+    store.close().await;
+    tracing::info!("stopped");
+    served
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| match address.port() {
+        0 => format!("cannot listen on {address}"),
+        port => format!("cannot listen on {address}: is port {port} in use? choose another address with --listen"),
+    })
+}
+
+async fn serve(
+    ingest: IngestService,
+    query: QueryService,
+    connections: mpsc::Receiver<std::io::Result<tls::Connection>>,
+    mut signals: Signals,
+    stop: watch::Sender<bool>,
+) -> anyhow::Result<()> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_serving::<IngestServer<IngestService>>().await;
+    reporter.set_serving::<QueryServer<QueryService>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .context("cannot describe the services")?;
+    let ingest = IngestServer::new(ingest)
+        .max_decoding_message_size(GRPC_MESSAGE_MAX)
+        .max_encoding_message_size(GRPC_MESSAGE_MAX);
+    let query =
+        QueryServer::new(query).max_decoding_message_size(GRPC_MESSAGE_MAX).max_encoding_message_size(GRPC_MESSAGE_MAX);
+    let mut stopping = stop.subscribe();
+    let server = Server::builder()
+        .http2_keepalive_interval(Some(PROBE_INTERVAL))
+        .http2_keepalive_timeout(Some(PROBE_TIMEOUT))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .add_service(health)
+        .add_service(reflection)
+        .add_service(ingest)
+        .add_service(query)
+        .serve_with_incoming_shutdown(ReceiverStream::new(connections), async move {
+            let name = signals.wait().await;
+            tracing::info!(signal = name, "stopping");
+            let _ = sd_notify::notify(false, &[NotifyState::Stopping]);
+            stop.send_replace(true);
+        });
+    let overdue = async {
+        // The sender lives as long as the server, which the other branch waits for.
+        if stopping.wait_for(|stop| *stop).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(SHUTDOWN_MAX).await;
+    };
+    tokio::select! {
+        served = server => served.context("the server failed"),
+        () = overdue => {
+            tracing::warn!("connections did not end in time and are cut");
+            Ok(())
+        }
+    }
+}
+
+/// Tells whoever started this that it is ready.
+fn announce(address: SocketAddr) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "listening on {address}")
+        .and_then(|()| stdout.flush())
+        .context("cannot write to standard output")?;
+    tracing::info!(%address, "listening");
+    if let Err(error) = sd_notify::notify(false, &[NotifyState::Ready]) {
+        tracing::warn!(%error, "cannot tell the service manager that the collector is ready");
+    }
+    Ok(())
+}
+
+/// The signals that end the server.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("cannot handle SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("cannot handle SIGINT")?,
+        })
+    }
+
+    async fn wait(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

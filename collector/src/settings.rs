@@ -1,0 +1,150 @@
+//! The collector's folder: which file lies where, and `collector.toml`.
+
+use std::fs::{File, TryLockError};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+
+/// `collector.toml`. Unknown keys are refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The name that clients verify the collector's certificate against.
+    pub name: String,
+    /// Where to listen; port 0 lets the system choose.
+    pub listen: SocketAddr,
+}
+
+/// Where everything lies below the collector's folder.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    /// The layout of folder `root`, which need not exist yet.
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// The folder itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The settings.
+    pub fn config(&self) -> PathBuf {
+        self.root.join("collector.toml")
+    }
+
+    /// Certificate of the private CA.
+    pub fn ca_cert(&self) -> PathBuf {
+        self.root.join("ca.crt")
+    }
+
+    /// Key of the private CA. Needed to enrol, not to serve: it may be kept elsewhere in between.
+    pub fn ca_key(&self) -> PathBuf {
+        self.root.join("ca.key")
+    }
+
+    /// The collector's own certificate.
+    pub fn cert(&self) -> PathBuf {
+        self.root.join("collector.crt")
+    }
+
+    /// The collector's own key.
+    pub fn key(&self) -> PathBuf {
+        self.root.join("collector.key")
+    }
+
+    /// The folder of the databases.
+    pub fn data(&self) -> PathBuf {
+        self.root.join("data")
+    }
+
+    /// The database of raw frames: the evidence.
+    pub fn frames_db(&self) -> PathBuf {
+        self.data().join("frames.db")
+    }
+
+    /// The database of what was derived from the frames.
+    pub fn index_db(&self) -> PathBuf {
+        self.data().join("index.db")
+    }
+
+    /// Reads and checks `collector.toml`.
+    pub fn settings(&self) -> anyhow::Result<Settings> {
+        if !self.root.is_dir() {
+            bail!("{} is not a folder; make it with: breakglass-collector init --dir {0}", self.root.display());
+        }
+        let path = self.config();
+        let text = std::fs::read_to_string(&path).with_context(|| {
+            format!(
+                "cannot read {}; a new collector is made with: breakglass-collector init --dir {}",
+                path.display(),
+                self.root.display()
+            )
+        })?;
+        toml::from_str(&text).with_context(|| format!("{} is not valid", path.display()))
+    }
+
+    /// Takes the folder's lock, so that only one process writes its databases. Held as long as the file is open.
+    pub fn lock(&self) -> anyhow::Result<File> {
+        let data = self.data();
+        std::fs::create_dir_all(&data).with_context(|| format!("cannot create {}", data.display()))?;
+        let path = data.join("lock");
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .with_context(|| format!("cannot open {} for writing", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => {
+                bail!("another breakglass-collector is using {}; stop it first", data.display())
+            }
+            Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder_with(config: &str) -> (tempfile::TempDir, Layout) {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        std::fs::write(layout.config(), config).unwrap();
+        (dir, layout)
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_place() {
+        let (_dir, layout) = folder_with("name = \"c\"\nlisten = \"127.0.0.1:1\"\nlissten = 2\n");
+        let message = format!("{:#}", layout.settings().unwrap_err());
+        assert!(
+            message.contains("collector.toml") && message.contains("lissten") && message.contains("line 3"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_missing_folder_says_how_to_make_one() {
+        let layout = Layout::new(Path::new("/nonexistent/breakglass"));
+        let message = format!("{:#}", layout.settings().unwrap_err());
+        assert!(message.contains("init --dir /nonexistent/breakglass"), "{message}");
+    }
+
+    #[test]
+    fn a_second_lock_is_refused_until_the_first_is_gone() {
+        let (_dir, layout) = folder_with("");
+        let held = layout.lock().unwrap();
+        assert!(layout.lock().unwrap_err().to_string().contains("another breakglass-collector"));
+        drop(held);
+        layout.lock().unwrap();
+    }
+}

@@ -1,0 +1,98 @@
+//! The command line, and what it says when something is wrong.
+
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+
+use breakglass_api::v1::{ListCommandsRequest, ListHostsRequest};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::support::*;
+
+/// Runs a command that must fail; returns what it said.
+#[track_caller]
+fn fails(arguments: &[&str]) -> String {
+    let output = run(arguments);
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn init_explains_and_never_overwrites() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path().join("c");
+    let home = home.to_str().unwrap();
+    let said = run_ok(&["init", "--dir", home, "--san", "c.example.org", "--san", "10.0.0.1"]);
+    assert!(said.contains("enroll host") && said.contains("enroll person"), "{said}");
+    let key = |name: &str| std::fs::metadata(dir.path().join("c").join(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!((key("ca.key"), key("collector.key")), (0o600, 0o600));
+    let before = std::fs::read(dir.path().join("c/ca.key")).unwrap();
+    assert!(fails(&["init", "--dir", home]).contains("nothing was changed"));
+    assert_eq!(std::fs::read(dir.path().join("c/ca.key")).unwrap(), before);
+    assert!(fails(&["init", "--dir", "/proc/nowhere"]).contains("/proc/nowhere"));
+}
+
+#[test]
+fn enrolment_makes_the_folders_of_the_contract() {
+    let collector = Collector::init();
+    let host = collector.enroll_host("web1");
+    let mut names: Vec<_> = std::fs::read_dir(&host.dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["ca.crt", "host-id", "host.crt", "host.key"]);
+    assert_eq!(uuid::Uuid::parse_str(&host.id).unwrap().get_version_num(), 4);
+    let out = host.dir.to_str().unwrap();
+    assert!(fails(&["enroll", "host", "web1", "--dir", collector.home(), "--out", out]).contains("host.key"));
+
+    let out = collector.path("alice");
+    let out = out.to_str().unwrap();
+    let base = ["enroll", "person", "alice", "--dir", collector.home(), "--out", out];
+    let url = ["--role", "reviewer", "--url", "https://c.example.org:7444"];
+    run_ok(&[base.as_slice(), url.as_slice()].concat());
+    let config = std::fs::read_to_string(collector.path("alice/config.toml")).unwrap();
+    for line in ["[collector]", "url = \"https://c.example.org:7444\"", "server_name = \"collector\"", "key = \"person.key\""] {
+        assert!(config.contains(line), "{config}");
+    }
+    assert_eq!(run(&[base.as_slice(), &["--role", "root"]].concat()).status.code(), Some(2));
+    assert!(fails(&["enroll", "host", "no good", "--dir", collector.home(), "--out", "/nowhere"]).contains("host name"));
+}
+
+#[tokio::test]
+async fn serve_says_what_is_wrong() {
+    let mut collector = Collector::init();
+    let home = collector.home().to_owned();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let said = fails(&["serve", "--dir", &home, "--listen", &address]);
+    assert!(said.contains(&address) && said.contains("in use"), "{said}");
+    assert!(fails(&["serve", "--dir", "/nonexistent"]).contains("init --dir /nonexistent"));
+
+    let key = collector.path("collector/collector.key");
+    std::fs::set_permissions(&key, PermissionsExt::from_mode(0o644)).unwrap();
+    assert!(fails(&["serve", "--dir", &home]).contains("chmod 600"));
+    std::fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).unwrap();
+
+    collector.serve();
+    assert!(fails(&["serve", "--dir", &home]).contains("another breakglass-collector"));
+    assert!(fails(&["reindex", "--dir", &home]).contains("another breakglass-collector"));
+    collector.reviewer().await.list_hosts(ListHostsRequest {}).await.unwrap();
+    assert_eq!(collector.stop(), Some(0));
+}
+
+#[tokio::test]
+async fn health_is_told_and_a_signal_ends_open_streams() {
+    let mut collector = Collector::start();
+    let host = collector.enroll_host("web1");
+    let mut spool = Spool::new(1);
+    let mut agent = Agent::connect(&collector, &host, spool.stream, 0).await;
+    agent.send(spool.frame(Some(session_id(1)), vec![opened("alice")])).await;
+    agent.acked(1).await;
+    let mut health = HealthClient::new(collector.channel(&host.dir, "host").await);
+    let request = HealthCheckRequest { service: "breakglass.v1.Ingest".into() };
+    assert_eq!(health.check(request).await.unwrap().into_inner().status, 1);
+    let request = ListCommandsRequest { session: session_text(1), after: 0, follow: true };
+    let mut reviewer = collector.reviewer().await;
+    let mut following = reviewer.list_commands(request).await.unwrap().into_inner();
+    assert_eq!(collector.stop(), Some(0));
+    assert!(following.message().await.is_err());
+    assert!(agent.next().await.is_err());
+}

@@ -1,0 +1,12 @@
+//! End to end: the built binary, enrolment by its own commands, synthetic frames in, questions back.
+
+#![forbid(unsafe_code)]
+
+mod access;
+mod commands;
+mod crash;
+mod ingest;
+mod query;
+mod search;
+mod support;
+mod throughput;
