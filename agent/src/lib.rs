@@ -3,6 +3,7 @@
 #![deny(unsafe_code)]
 
 pub mod account;
+pub mod aftermath;
 pub mod config;
 pub mod control;
 pub mod grant;
