@@ -41,6 +41,9 @@ pub(super) fn accounts(host: &Host, sink: &mut Sink) -> Vec<User> {
     for &(category, path, facts) in DATABASES {
         let Some(contents) = container(host, sink, category, path) else { continue };
         for line in contents.bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
+            if sink.over(category, path) {
+                break;
+            }
             let fields = fields(line);
             sink.add(entry(category, path, &fields, facts));
             if category == Category::User {

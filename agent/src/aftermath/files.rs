@@ -7,7 +7,10 @@ use std::{
     fs::File,
     io::{self, Read as _},
     mem::MaybeUninit,
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
     path::Path,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -29,6 +32,7 @@ const FOLDER_BUFFER: usize = 32 * 1024;
 #[derive(Debug)]
 pub(super) struct Host {
     root: OwnedFd,
+    root_path: Vec<u8>,
     pub(super) limits: Limits,
     bytes_left: AtomicU64,
 }
@@ -74,9 +78,10 @@ pub(super) struct Names {
 
 impl Host {
     pub(super) fn open(root: &Path, limits: Limits) -> Result<Self, Errno> {
+        let root_path = root.as_os_str().as_bytes().to_vec();
         let root = open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let bytes_left = AtomicU64::new(limits.total_bytes);
-        Ok(Self { root, limits, bytes_left })
+        Ok(Self { root, root_path, limits, bytes_left })
     }
 
     /// What is at `path` itself, a link included; `None` where nothing is.
@@ -127,6 +132,11 @@ impl Host {
     /// The content of the regular file that `path` leads to; `None` where there is nothing.
     pub(super) fn read_path(&self, path: &[u8]) -> Result<Option<Contents>, Errno> {
         self.follow(path)?.map(|place| self.read(&place)).transpose()
+    }
+
+    /// `path` as seen from outside of the root. Links in it are followed wherever they lead, so only for what was reached without any.
+    pub(super) fn outer_path(&self, path: &[u8]) -> Vec<u8> {
+        [self.root_path.strip_suffix(b"/").unwrap_or(&self.root_path), path].concat()
     }
 
     /// Names in a folder, up to the limit.

@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use super::{
     accounts::User,
     files::Host,
-    lines::container,
+    lines::{container, plain},
     snapshot::{Item, Sink},
     text::shown,
     tree::{Read, joined, tree},
@@ -164,7 +164,10 @@ fn expanded(pattern: &[u8], user: &User) -> Vec<u8> {
 pub(super) fn key_file(host: &Host, sink: &mut Sink, path: &[u8], users: &BTreeSet<Vec<u8>>) {
     let Some(contents) = container(host, sink, Category::AuthorizedKey, path) else { return };
     let whose = whose(users);
-    for line in super::lines::plain(&contents.bytes) {
+    for line in plain(&contents.bytes) {
+        if sink.over(Category::AuthorizedKey, path) {
+            return;
+        }
         sink.add(key_item(path, &line, &whose));
     }
 }

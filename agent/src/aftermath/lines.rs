@@ -20,6 +20,9 @@ pub(super) type Split = fn(&[u8]) -> Vec<Vec<u8>>;
 pub(super) fn line_file(host: &Host, sink: &mut Sink, category: Category, path: &[u8], split: Split) {
     let Some(contents) = container(host, sink, category, path) else { return };
     for line in split(&contents.bytes) {
+        if sink.over(category, path) {
+            return;
+        }
         sink.add(Item::new(category, path, Vec::new()).part(shown(&line)));
     }
 }
@@ -129,6 +132,9 @@ pub(super) fn sudoers(host: &Host, sink: &mut Sink) {
         for path in files {
             let Some(contents) = container(host, sink, category, &path) else { continue };
             for line in sudoers_lines(&contents.bytes) {
+                if sink.over(category, &path) {
+                    return;
+                }
                 sink.add(Item::new(category, &path, Vec::new()).part(shown(&line)));
                 found.extend(
                     included(&path, &line).filter(|include| !found.contains(include)).into_iter().collect::<Vec<_>>(),

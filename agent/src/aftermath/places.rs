@@ -257,7 +257,7 @@ pub(super) fn home(host: &Host, sink: &mut Sink, home: &[u8]) {
         return;
     }
     for place in HOME {
-        if sink.late(Category::Unspecified, home) {
+        if sink.over(Category::Unspecified, home) {
             return;
         }
         add(host, sink, place, &joined(home, place.path.as_bytes()));

@@ -186,11 +186,18 @@ impl Sink {
         Self { items: Vec::new(), cuts: Vec::new(), end, room }
     }
 
+    /// Keeps an item; callers with many ask [`Self::over`] first.
     pub(super) fn add(&mut self, item: Item) {
         if self.items.len() < self.room {
             self.items.push(item);
-        } else if !self.cuts.iter().any(|cut| cut.category == item.category && cut.place.is_empty()) {
-            self.cut(item.category(), b"", format!("more than {} things to compare; the rest was left out", self.room));
+        } else {
+            self.say_full(item.category());
+        }
+    }
+
+    fn say_full(&mut self, category: Category) {
+        if !self.cuts.iter().any(|cut| cut.category() == category && cut.place.is_empty()) {
+            self.cut(category, b"", format!("more than {} things to compare; the rest was left out", self.room));
         }
     }
 
@@ -202,8 +209,12 @@ impl Sink {
         }
     }
 
-    /// Whether the step's time is over; says so, once for a place.
-    pub(super) fn late(&mut self, category: Category, place: &[u8]) -> bool {
+    /// Whether the step should stop, for lack of time or room; says so.
+    pub(super) fn over(&mut self, category: Category, place: &[u8]) -> bool {
+        if self.items.len() >= self.room {
+            self.say_full(category);
+            return true;
+        }
         let late = Instant::now() >= self.end;
         if late {
             self.cut(category, place, "the time was over before all of it was looked at");

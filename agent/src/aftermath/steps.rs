@@ -25,6 +25,9 @@ use super::{
 /// How long past its time a step may need to notice that it is over, before it counts as stuck.
 const GRACE: Duration = Duration::from_millis(300);
 
+/// No look is given longer, whatever the limits say.
+const LONGEST: Duration = Duration::from_secs(3600);
+
 /// Steps that may get stuck before the look ends: the host is full of traps, and time is better spent on saying so.
 const STUCK_MAX: u32 = 4;
 
@@ -62,7 +65,7 @@ const CATEGORIES: usize = Category::Trust as usize + 1;
 impl Runner {
     pub(super) fn new(host: Host) -> Self {
         let started = Instant::now();
-        let end = started + host.limits.time;
+        let end = started + host.limits.time.min(LONGEST);
         let snapshot = Snapshot::default();
         Self { host: Arc::new(host), started, end, worker: None, stuck: 0, snapshot, counts: [0; CATEGORIES] }
     }
@@ -74,7 +77,7 @@ impl Runner {
         time: Duration,
         step: impl FnOnce(&Host, &mut Sink) -> T + Send + 'static,
     ) -> Option<T> {
-        let end = self.end.min(Instant::now() + time);
+        let end = self.end.min(Instant::now() + time.min(LONGEST));
         if Instant::now() >= end {
             return self.missed(scope, "the time was over before it was looked at");
         }

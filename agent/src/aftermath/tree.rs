@@ -34,6 +34,9 @@ pub(super) struct Described {
 /// Adds what is at `path`, and what is in it down to `depth` folders.
 pub(super) fn tree(host: &Host, sink: &mut Sink, category: Category, path: &[u8], depth: u32, read: Read) {
     let Some(place) = entry(host, sink, category, path, read) else { return };
+    if depth == 0 {
+        return;
+    }
     // The configured folder itself may be reached by a link; links inside it are compared and not followed into folders.
     let folder = match place.kind() {
         FileType::Directory => Some(place),
@@ -42,7 +45,7 @@ pub(super) fn tree(host: &Host, sink: &mut Sink, category: Category, path: &[u8]
     };
     if let Some(folder) = folder {
         children(host, sink, category, path, &folder, &mut |host, sink, path| {
-            descend(host, sink, category, path, depth.saturating_sub(1), read);
+            descend(host, sink, category, path, depth - 1, read);
         });
     }
 }
@@ -77,7 +80,7 @@ pub(super) fn children(
         if FLEETING.iter().any(|ending| name.ends_with(ending)) {
             continue;
         }
-        if sink.late(category, path) {
+        if sink.over(category, path) {
             return;
         }
         each(host, sink, &joined(path, &name));

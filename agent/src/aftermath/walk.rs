@@ -40,6 +40,8 @@ const FOLDER_BUFFER: usize = 64 * 1024;
 /// Room for a `security.capability` attribute; version 3 has 24 bytes.
 const CAPABILITY_MAX: usize = 64;
 
+const ATTRIBUTE: &CStr = c"security.capability";
+
 const SETUID: u16 = 0o4000;
 const SETGID: u16 = 0o2000;
 const GROUP_EXECUTE: u16 = 0o010;
@@ -242,6 +244,7 @@ impl<'a> Walker<'a> {
             self.visit(&folder, &path, entry.file_name(), entry.file_type(), &mut pending);
         }
         self.buffer = buffer;
+        put_in_order(&mut pending, levels.is_empty());
         levels.push(Level { folder, path, pending });
         go_on
     }
@@ -257,7 +260,7 @@ impl<'a> Walker<'a> {
             self.sink.cut(Category::PrivilegedFile, b"", why);
             return false;
         }
-        !(self.entries.is_multiple_of(CLOCK_EVERY) && self.sink.late(Category::PrivilegedFile, b""))
+        !(self.entries.is_multiple_of(CLOCK_EVERY) && self.sink.over(Category::PrivilegedFile, b""))
     }
 
     fn visit(&mut self, folder: &OwnedFd, path: &[u8], name: &CStr, kind: FileType, pending: &mut Vec<CString>) {
@@ -292,9 +295,9 @@ impl<'a> Walker<'a> {
 
     /// Adds a file if it has special rights. Without a name, `folder` is the file itself.
     fn file(&mut self, folder: &OwnedFd, name: Option<&CStr>, path: &[u8], stat: &Statx) {
-        let capabilities = capability(folder, name);
-        let Some(rights) = rights_word(stat, capabilities.as_deref()) else { return };
         let path = name.map_or_else(|| path.to_vec(), |name| joined(path, name.to_bytes()));
+        let capabilities = capability(self.host, folder, name, &path);
+        let Some(rights) = rights_word(stat, capabilities.as_deref()) else { return };
         let facts = vec![
             rights,
             format!("{} bytes", stat.stx_size),
@@ -307,6 +310,18 @@ impl<'a> Walker<'a> {
 
     fn cut(&mut self, path: &[u8], why: &str) {
         self.sink.cut(Category::PrivilegedFile, path, why);
+    }
+}
+
+/// Folders at the start of a walk that are searched first: where programs are, and where anybody may write.
+const FIRST: [&CStr; 9] = [c"usr", c"bin", c"sbin", c"opt", c"etc", c"root", c"tmp", c"home", c"var"];
+
+/// Orders folders that are taken from the end, so that walks that are cut short have searched the same, and what matters most.
+fn put_in_order(pending: &mut [CString], first_level: bool) {
+    pending.sort_unstable_by(|a, b| b.cmp(a));
+    if first_level {
+        let rank = |name: &CString| FIRST.iter().position(|first| *first == name.as_c_str()).unwrap_or(FIRST.len());
+        pending.sort_by_key(|name| std::cmp::Reverse(rank(name)));
     }
 }
 
@@ -326,17 +341,19 @@ fn trace(stat: &Statx) -> Vec<u8> {
     ])
 }
 
-/// The `security.capability` attribute, raw.
-fn capability(folder: &OwnedFd, name: Option<&CStr>) -> Option<Vec<u8>> {
-    let mut path = format!("/proc/self/fd/{}", folder.as_raw_fd()).into_bytes();
+/// The `security.capability` attribute of the file at `path`, or of `name` in `folder`, raw.
+///
+/// By path, which is three times as fast as by way of the descriptor, unless no path can be so long.
+fn capability(host: &Host, folder: &OwnedFd, name: Option<&CStr>, path: &[u8]) -> Option<Vec<u8>> {
     let mut buffer = [0; CAPABILITY_MAX];
-    let length = match name {
-        Some(name) => {
-            path.push(b'/');
-            path.extend_from_slice(name.to_bytes());
-            lgetxattr(path, c"security.capability", &mut buffer)
+    let by_path = lgetxattr(host.outer_path(path), ATTRIBUTE, &mut buffer);
+    let length = match by_path {
+        Err(Errno::NAMETOOLONG) => {
+            let name = name.map(CStr::to_bytes).unwrap_or_default();
+            let by_descriptor = joined(format!("/proc/self/fd/{}", folder.as_raw_fd()).as_bytes(), name);
+            lgetxattr(by_descriptor, ATTRIBUTE, &mut buffer)
         }
-        None => rustix::fs::getxattr(path, c"security.capability", &mut buffer),
+        answer => answer,
     };
     match length {
         Ok(length) => buffer.get(..length).map(<[u8]>::to_vec),
