@@ -4,6 +4,7 @@
 
 pub mod account;
 pub mod commands;
+pub mod aftermath;
 pub mod config;
 pub mod control;
 pub mod daemon;

@@ -160,6 +160,17 @@ impl ShipError {
     }
 }
 
+/// Sees how a shipper does, also after it ended.
+#[derive(Clone)]
+pub struct ShipObserver(Arc<Shared>);
+
+impl ShipObserver {
+    /// How it goes.
+    pub fn status(&self) -> ShipStatus {
+        self.0.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// A running shipper; it ends when this is dropped, or orderly by [`Shipper::stop`].
 pub struct Shipper {
     shared: Arc<Shared>,
@@ -193,9 +204,14 @@ impl Shipper {
         Self { shared, acked, stop, task }
     }
 
+    /// Sees how it goes.
+    pub fn observer(&self) -> ShipObserver {
+        ShipObserver(self.shared.clone())
+    }
+
     /// How it goes.
     pub fn status(&self) -> ShipStatus {
-        self.shared.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.observer().status()
     }
 
     /// Last frame of the current stream that a collector has; 0 if none.
