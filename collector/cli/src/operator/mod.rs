@@ -373,6 +373,9 @@ fn status_text(status: &Status) -> String {
     add("recording", format!("{}{why}", status.tier));
     if !status.account.is_empty() {
         add("account", status.account.clone());
+    }
+    // Told only on the host itself; there is one count for each ring.
+    if !status.records.is_empty() {
         add("records", format!("{}, missing {}", sum(&status.records), sum(&status.missing)));
         add("spool", format!("{} frames, {} bytes", status.spool_frames, status.spool_bytes));
         add("shipped", format!("{} of {}", status.acked_seq, status.last_seq));
