@@ -6,9 +6,9 @@
 //!
 //! # Taking a snapshot
 //!
-//! The host may be booby-trapped by the time of the second look, so every read is made through [`files`]: nothing is opened before it
+//! The host may be booby-trapped by the time of the second look, so every read is made through `files`: nothing is opened before it
 //! is known to be a regular file or a folder, links are resolved inside the root that was given, and every file, folder, category
-//! and stretch of time has a limit. Work is cut into steps that run on threads of their own ([`steps`]): one that never comes back, on
+//! and stretch of time has a limit. Work is cut into steps that run on threads of their own (`steps`): one that never comes back, on
 //! a dead network file system say, costs its own findings and not the others'. What was cut short is in the snapshot as a [`Cut`],
 //! and so in the event.
 //!
@@ -18,7 +18,7 @@
 //!
 //! # Formats
 //!
-//! A stored snapshot ([`Snapshot::to_bytes`]) is a protocol buffer, zstd-compressed; the fields are those of [`snapshot`].
+//! A stored snapshot ([`Snapshot::to_bytes`]) is a protocol buffer, zstd-compressed; the fields are those of `snapshot`.
 
 mod accounts;
 mod compare;
