@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 /// Where the file is looked for when none is named.
 pub const DEFAULT_PATH: &str = "/etc/breakglass/agent.toml";
@@ -130,7 +130,7 @@ pub struct Kernel {
 }
 
 /// How much the running kernel allows.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq, PartialOrd, Ord)]
 #[serde(rename_all = "lowercase")]
 pub enum Tier {
     /// Nothing loads: sessions are not recorded by the kernel.

@@ -3,9 +3,13 @@
 #![deny(unsafe_code)]
 
 pub mod account;
+pub mod commands;
+pub mod aftermath;
 pub mod config;
 pub mod control;
+pub mod daemon;
 pub mod grant;
+pub mod identity;
 pub mod kernel;
 pub mod recorder;
 pub mod session;

@@ -14,9 +14,10 @@ pub fn command_line<W: AsRef<[u8]>>(words: &[W]) -> String {
         if number > 0 {
             line.push(' ');
         }
-        // No quoting makes a word shorter, so what lies beyond the limit need not be looked at.
+        // No quoting makes a word shorter, so what lies beyond the limit need not be looked at; one byte more, so that the cut
+        // is noticed below.
         let word = word.as_ref();
-        push_word(&mut line, word.get(..TEXT_MAX).unwrap_or(word));
+        push_word(&mut line, word.get(..=TEXT_MAX).unwrap_or(word));
         if line.len() > TEXT_MAX {
             break;
         }

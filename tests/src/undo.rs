@@ -18,7 +18,7 @@ use std::{
     process::Command,
     sync::{
         Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::Duration,
@@ -67,6 +67,9 @@ pub enum Entry {
 
 /// How long a step that was written down already may take to come true; `useradd` is the slowest.
 const IN_FLIGHT: Duration = Duration::from_millis(300);
+
+/// How many runs are being taken back because they were dropped; a signal waits for them.
+static UNDOING: AtomicUsize = AtomicUsize::new(0);
 
 /// Set before anything is taken back because of a signal.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -125,9 +128,11 @@ impl Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
+        UNDOING.fetch_add(1, Ordering::SeqCst);
         if claim(&self.folder) {
             report(&self.folder, undo(&self.folder));
         }
+        UNDOING.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -172,8 +177,16 @@ pub fn account_tool(program: &str, arguments: &[&str]) -> Result<()> {
 }
 
 /// Whether a signal has asked this process to end.
-pub fn interrupted() -> bool {
+fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
+}
+
+/// To be called before a program that may have begun a [`Run`] ends: after a signal it does not return, because the thread that takes
+/// everything back ends the process when it is done, and what failed meanwhile failed because of it.
+pub fn stay_if_interrupted() {
+    while interrupted() {
+        thread::park();
+    }
 }
 
 /// Carries out a folder's list and removes it.
@@ -331,11 +344,8 @@ async fn next_signal() -> std::io::Result<i32> {
 
 fn undo_all() {
     INTERRUPTED.store(true, Ordering::SeqCst);
-    let folders: Vec<PathBuf> = live().drain(..).collect();
-    if folders.is_empty() {
-        return;
-    }
     eprintln!("\ninterrupted; taking everything back");
+    let folders: Vec<PathBuf> = live().drain(..).collect();
     // Twice: another thread may be making what it has already written down.
     for folder in &folders {
         carry_out(folder);
@@ -343,6 +353,12 @@ fn undo_all() {
     thread::sleep(IN_FLIGHT);
     for folder in &folders {
         report(folder, undo(folder));
+    }
+    let dropped = poll::until_true("runs that were ending anyway", poll::EVENTUALLY, || {
+        Ok(UNDOING.load(Ordering::SeqCst) == 0)
+    });
+    if let Err(error) = dropped {
+        eprintln!("{error:#}; the next run takes back what is left");
     }
 }
 

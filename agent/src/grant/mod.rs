@@ -184,7 +184,11 @@ fn check_terms(text: &GrantText, policy: &Policy) -> Result<(), Refusal> {
     if text.ttl_seconds > max {
         return Err(Refusal::new(
             "ttl-too-long",
-            format!("the request is for {} s, this host allows {max} s; ask for less with --ttl", text.ttl_seconds),
+            format!(
+                "the request is for {}, this host allows at most {}; ask for less with --ttl",
+                humantime::format_duration(Duration::from_secs(text.ttl_seconds)),
+                humantime::format_duration(Duration::from_secs(max))
+            ),
         ));
     }
     Ok(())

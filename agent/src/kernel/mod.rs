@@ -72,7 +72,7 @@ impl Options {
 #[derive(Clone, Debug, Serialize)]
 pub struct KernelInfo {
     /// How much the kernel allows.
-    pub tier: &'static str,
+    pub tier: Tier,
     /// Why it is no better tier; empty for the best.
     pub tier_reason: String,
     /// Whether programs that were already recording were taken over.
@@ -108,8 +108,8 @@ pub struct Counters {
 /// What `doctor` found.
 #[derive(Clone, Debug, Serialize)]
 pub struct Doctor {
-    /// `full`, `trace`, `basic` or `none`.
-    pub tier: &'static str,
+    /// How much the kernel allows.
+    pub tier: Tier,
     /// Why it is no better.
     pub reason: String,
     /// `uname -r`.
@@ -234,7 +234,7 @@ impl Kernel {
 pub fn doctor(options: &Options) -> Doctor {
     let findings = probe::run();
     Doctor {
-        tier: findings.tier.as_str(),
+        tier: findings.tier,
         reason: findings.reason,
         kernel_release: kernel_release(),
         object_sha256: object::sha256(),
@@ -296,7 +296,7 @@ fn info(took_over: bool, terminals_by_syscall: bool) -> KernelInfo {
     };
     let programs = PROGRAMS.iter().filter(|program| program.in_tier(terminals_by_syscall));
     KernelInfo {
-        tier: tier.as_str(),
+        tier,
         tier_reason,
         took_over,
         object_sha256: object::sha256(),

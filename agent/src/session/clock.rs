@@ -19,3 +19,8 @@ fn read(clock: ClockId) -> Option<Duration> {
 pub fn until(deadline_boot_ns: u64) -> Duration {
     Duration::from_nanos(deadline_boot_ns.saturating_sub(boot_ns()))
 }
+
+/// Unix time, seconds. For what is compared with dates in files, never for deadlines.
+pub fn wall_s() -> i64 {
+    read(ClockId::CLOCK_REALTIME).map_or(0, |t| i64::try_from(t.as_secs()).unwrap_or(i64::MAX))
+}

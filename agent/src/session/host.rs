@@ -6,13 +6,13 @@ use uuid::Uuid;
 
 use super::{
     clock,
-    machine::{Counts, Machine, MachineError, RINGS},
-    processes::{self, Hunt, ProcessId},
+    machine::{Counts, Machine, MachineError},
+    processes::{self, Hunt},
 };
 use crate::{
     account::{Account, keys::KeyGrant},
     config::Tier,
-    kernel::Kernel,
+    kernel::{Kernel, KernelError, ProcessId},
 };
 
 /// This host.
@@ -21,44 +21,39 @@ pub struct Host {
     account: Account,
     tier: Tier,
     minimum: Tier,
-    /// Absent where nothing could be loaded; then with the reason.
-    kernel: Result<Mutex<Kernel>, String>,
+    /// Where nothing could be loaded, the reason. None after unloading.
+    kernel: Result<Mutex<Option<Kernel>>, String>,
 }
 
 impl Host {
     /// `kernel` is the loaded programs, or why there are none. No session is opened below `minimum`.
     pub fn new(boot_id: [u8; 16], account: Account, kernel: Result<Kernel, String>, minimum: Tier) -> Self {
         let tier = kernel.as_ref().map_or(Tier::None, |kernel| kernel.info().tier);
-        Self { boot_id, account, tier, minimum, kernel: kernel.map(Mutex::new) }
+        Self { boot_id, account, tier, minimum, kernel: kernel.map(|kernel| Mutex::new(Some(kernel))) }
     }
 
     /// Removes the programs from the kernel, for a stop after which nothing is to be recorded.
-    pub fn unload(&self) -> Result<(), MachineError> {
-        self.with_kernel(Kernel::unload)
+    pub fn unload(&self) -> Result<(), KernelError> {
+        let Ok(kernel) = &self.kernel else { return Ok(()) };
+        let kernel = kernel.lock().unwrap_or_else(PoisonError::into_inner).take();
+        kernel.map_or(Ok(()), Kernel::unload)
     }
 
-    /// Does nothing where there are no programs: whether that is allowed was decided before.
-    fn with_kernel<E: std::fmt::Display>(
+    /// What `act` makes of the programs; `T::default()` where there are none: whether that is allowed was decided before.
+    fn with_kernel<T: Default>(
         &self,
-        act: impl FnOnce(&mut Kernel) -> Result<(), E>,
-    ) -> Result<(), MachineError> {
-        match &self.kernel {
-            Ok(kernel) => {
-                act(&mut kernel.lock().unwrap_or_else(PoisonError::into_inner)).map_err(|e| MachineError(e.to_string()))
-            }
-            Err(_) => Ok(()),
-        }
+        act: impl FnOnce(&mut Kernel) -> Result<T, KernelError>,
+    ) -> Result<T, MachineError> {
+        let Ok(kernel) = &self.kernel else { return Ok(T::default()) };
+        let mut kernel = kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        kernel.as_mut().map_or_else(|| Ok(T::default()), act).map_err(|e| MachineError(e.to_string()))
     }
 
     fn tagged(&self, slot: u32) -> Vec<ProcessId> {
-        let Ok(kernel) = &self.kernel else { return Vec::new() };
-        match kernel.lock().unwrap_or_else(PoisonError::into_inner).tagged(slot) {
-            Ok(found) => found,
-            Err(error) => {
-                tracing::error!(%error, "the kernel's list of the session's tasks cannot be read; the account's uid is searched alone");
-                Vec::new()
-            }
-        }
+        self.with_kernel(|kernel| kernel.tagged(slot)).unwrap_or_else(|error| {
+            tracing::error!(%error, "the kernel's list of the session's tasks cannot be read; the account's uid is searched alone");
+            Vec::new()
+        })
     }
 }
 
@@ -127,16 +122,13 @@ impl Machine for Host {
     }
 
     fn counts(&self) -> Counts {
-        let Ok(kernel) = &self.kernel else { return Counts::default() };
-        match kernel.lock().unwrap_or_else(PoisonError::into_inner).counters() {
-            Ok(counters) => Counts {
-                produced: std::array::from_fn(|ring: usize| counters.produced[ring]),
-                missing: std::array::from_fn(|ring: usize| counters.dropped[ring]),
-            },
-            Err(error) => {
-                tracing::error!(%error, "the kernel's counters cannot be read");
-                Counts { produced: [0; RINGS], missing: [0; RINGS] }
-            }
-        }
+        self.with_kernel(|kernel| {
+            let rings = kernel.counters()?.rings;
+            Ok(Counts { produced: rings.map(|ring| ring.produced), missing: rings.map(|ring| ring.dropped) })
+        })
+        .unwrap_or_else(|error| {
+            tracing::error!(%error, "the kernel's counters cannot be read");
+            Counts::default()
+        })
     }
 }

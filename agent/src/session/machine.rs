@@ -2,8 +2,8 @@
 
 use uuid::Uuid;
 
-use super::processes::{Hunt, ProcessId};
-use crate::config::Tier;
+use super::processes::Hunt;
+use crate::{config::Tier, kernel::ProcessId};
 
 /// Number of rings, as in `breakglass.v1.Ring`.
 pub const RINGS: usize = 3;

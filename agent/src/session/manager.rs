@@ -440,8 +440,8 @@ impl<M: Machine, J: Journal> Manager<M, J> {
         self.note(session, Body::Alert(Alert { code: code.to_owned(), message, process: None })).await;
     }
 
-    /// Runs a blocking call off the runtime's threads.
-    async fn on_machine<T: Send + 'static>(&self, act: impl FnOnce(&M) -> T + Send + 'static) -> T {
+    /// Runs a call on the machine, which may block, off the runtime's threads.
+    pub async fn on_machine<T: Send + 'static>(&self, act: impl FnOnce(&M) -> T + Send + 'static) -> T {
         let machine = Arc::clone(&self.inner.machine);
         match tokio::task::spawn_blocking(move || act(&machine)).await {
             Ok(value) => value,

@@ -1,10 +1,12 @@
 //! The life of a session: open, deadline, closing, and what a restart finds.
 
 pub mod clock;
+pub mod host;
 pub mod intent;
 pub mod machine;
 pub mod manager;
 pub mod processes;
+pub mod service;
 pub mod ungranted;
 
 #[cfg(test)]

@@ -13,6 +13,8 @@ use std::{
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use crate::kernel::ProcessId;
+
 /// Longest that the hunt goes on before it reports survivors. A killed process that is stuck in the kernel dies when the
 /// kernel lets it go; waiting longer would only delay the report.
 pub const HUNT_LIMIT: Duration = Duration::from_secs(5);
@@ -22,15 +24,6 @@ const QUIET_ROUNDS: u32 = 2;
 
 /// Ticks a second in `/proc/PID/stat`, `USER_HZ`, fixed at 100 for every architecture that we run on.
 const NS_PER_TICK: u64 = 1_000_000_000 / 100;
-
-/// A process, told apart from later ones with the same number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ProcessId {
-    /// Thread group id.
-    pub tgid: u32,
-    /// `start_boottime` of the thread group leader, nanoseconds.
-    pub start_ns: u64,
-}
 
 /// What a hunt did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

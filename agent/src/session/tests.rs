@@ -15,9 +15,9 @@ use super::{
     intent::IntentStore,
     machine::{Counts, Machine, MachineError},
     manager::{Grant, Journal, Manager, SessionError},
-    processes::{Hunt, ProcessId},
+    processes::Hunt,
 };
-use crate::config::Tier;
+use crate::{config::Tier, kernel::ProcessId};
 
 const BOOT: &str = "0123456789abcdef0123456789abcdef";
 

@@ -23,6 +23,8 @@ pub struct Faults {
     pub errno: i32,
     /// Whether every write takes only half of what it is given.
     pub short_writes: bool,
+    /// Whether every write fails, and nothing else does.
+    pub fail_writes: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -43,6 +45,8 @@ struct Inner {
     faults: Faults,
     crashes: u64,
     locked: bool,
+    /// Syncs that have not come back.
+    hang: bool,
 }
 
 /// The file system; clones are the same one.
@@ -73,6 +77,11 @@ impl FakeDisk {
 
     pub fn set_faults(&self, faults: Faults) {
         self.inner().faults = faults;
+    }
+
+    /// From now on no sync returns, until it is set back.
+    pub fn set_hang(&self, hang: bool) {
+        self.inner().hang = hang;
     }
 
     /// Stops the machine: keeps what is durable and, of the rest, what `chance` says.
@@ -245,7 +254,8 @@ impl DiskFile for FakeFile {
         let mut inner = self.inner()?;
         let len = if inner.faults.short_writes { buf.len().div_ceil(2) } else { buf.len() };
         // A failing write may leave a part behind.
-        let fault = inner.fault();
+        let refused = inner.faults.fail_writes.then(|| io::Error::from_raw_os_error(inner.faults.errno));
+        let fault = refused.map_or_else(|| inner.fault(), Err);
         let len = if fault.is_err() { len / 2 } else { len };
         let content = &mut inner.inodes[self.inode].content;
         let end = offset as usize + len;
@@ -268,6 +278,9 @@ impl DiskFile for FakeFile {
     }
 
     fn sync(&self) -> io::Result<()> {
+        while self.inner()?.hang {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         let mut inner = self.inner()?;
         inner.fault()?;
         let inode = &mut inner.inodes[self.inode];

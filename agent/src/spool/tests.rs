@@ -140,7 +140,7 @@ fn a_repair_interrupted_anywhere_is_finished_or_begun_again() {
                 after: Some(calls),
                 count: u32::MAX,
                 errno: nix::libc::EIO,
-                short_writes: false,
+                ..super::fake::Faults::default()
             });
             let first = Spool::open_on(Arc::new(disk.clone()), Path::new(DIR), LIMITS).map(drop);
             disk.crash(|below| if keep_all { below - 1 } else { 0 });

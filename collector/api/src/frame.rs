@@ -308,12 +308,50 @@ impl<'a> Frame<'a> {
         if raw.len() != self.raw_len {
             return Err(FrameError::Decompress(format!("{} bytes, the header says {}", raw.len(), self.raw_len)));
         }
-        let batch = Batch::decode(raw.as_slice()).map_err(|e| FrameError::Batch(e.to_string()))?;
-        if batch.events.len() != self.header.events as usize {
-            return Err(FrameError::Count { found: batch.events.len(), claimed: self.header.events });
+        // Before decoding: two bytes of payload can become an event of hundreds in memory, so whoever trusts the header's count
+        // to bound what this costs must be able to.
+        let found = count_events(&raw).ok_or_else(|| FrameError::Batch("a field is cut short".to_owned()))?;
+        if found != self.header.events as usize {
+            return Err(FrameError::Count { found, claimed: self.header.events });
         }
-        Ok(batch)
+        Batch::decode(raw.as_slice()).map_err(|e| FrameError::Batch(e.to_string()))
     }
+}
+
+/// Number of the field `Batch.events`.
+const EVENTS_FIELD: u64 = 2;
+
+/// How many events an encoded batch holds, without decoding them; `None` where it cannot be a batch.
+fn count_events(mut raw: &[u8]) -> Option<usize> {
+    let mut events = 0;
+    while !raw.is_empty() {
+        let key = take_varint(&mut raw)?;
+        // The wire types of protocol buffers; groups (3 and 4) are not used by any message of ours.
+        let len = match key & 7 {
+            0 => take_varint(&mut raw).map(|_| 0)?,
+            1 => 8,
+            2 => usize::try_from(take_varint(&mut raw)?).ok()?,
+            5 => 4,
+            _ => return None,
+        };
+        raw = raw.get(len..)?;
+        events += usize::from(key == EVENTS_FIELD << 3 | 2);
+    }
+    Some(events)
+}
+
+/// A protocol-buffers varint: seven bits a byte, the lowest first, at most ten bytes.
+fn take_varint(raw: &mut &[u8]) -> Option<u64> {
+    let mut value = 0u64;
+    for shift in (0..70).step_by(7) {
+        let (byte, rest) = raw.split_first()?;
+        *raw = rest;
+        value |= u64::from(byte & 0x7f).checked_shl(shift)?;
+        if byte & 0x80 == 0 {
+            return Some(value);
+        }
+    }
+    None
 }
 
 fn hash_of(body: &[u8]) -> Hash {
@@ -410,7 +448,26 @@ mod tests {
         assert_eq!(frame.batch().unwrap(), content);
     }
 
+    #[test]
+    fn more_events_than_claimed_are_refused_before_they_are_decoded() {
+        // A million empty events: two bytes each here, hundreds each once decoded.
+        let raw = [0x12, 0].repeat(1_000_000);
+        let sealed = seal_raw(Header { events: 3, ..header(1) }, &raw, 1).unwrap();
+        let refused = Frame::parse(&sealed.bytes).unwrap().batch();
+        assert_eq!(refused, Err(FrameError::Count { found: 1_000_000, claimed: 3 }));
+    }
+
     proptest! {
+        #[test]
+        fn the_count_is_that_of_the_decoder(raw in proptest::collection::vec(any::<u8>(), 0..60)) {
+            if let Ok(batch) = Batch::decode(raw.as_slice()) {
+                // Groups are skipped by the decoder and refused here.
+                if let Some(found) = count_events(&raw) {
+                    prop_assert_eq!(found, batch.events.len());
+                }
+            }
+        }
+
         #[test]
         fn round_trip(seq in 1u64..u64::MAX, argv in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..300), 0..20)) {
             let batch = batch(argv);

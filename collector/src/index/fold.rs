@@ -136,7 +136,8 @@ fn session_event(working: &mut Working, changes: &mut Changes, at: Place<'_>, uu
             | Body::AccountChanged(_)
             | Body::AgentStarted(_)
             | Body::AgentStopping(_)
-            | Body::ClockStep(_),
+            | Body::ClockStep(_)
+            | Body::LeftBehind(_),
         )
         | None => {}
     }

@@ -10,6 +10,9 @@ mod model;
 mod read;
 mod write;
 
+#[cfg(test)]
+mod tests;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -23,7 +26,7 @@ pub use model::{Decoded, session_of};
 pub use read::{CommandRecord, HitRecord, IndexReader, SearchFilter, SessionRecord, TerminalRecord, Uuid};
 
 use self::model::{Changes, Working};
-use crate::store::{Durability, OpenError, Page, Result, Span, Store, StoreError, StoredFrame, open_pools};
+use crate::store::{Durability, OpenError, Page, Result, Span, Store, StoreError, StoredFrame, close, open_pools};
 
 /// Version of what is derived and how. An index of another version is built again.
 const VERSION: i64 = 1;
@@ -111,8 +114,8 @@ impl Indexer {
             }
             Some((VERSION, of, arrival)) if of == identity && arrival <= newest => arrival,
             Some(_) => {
-                readers.close().await;
-                writer.close().await;
+                close(&readers).await;
+                close(&writer).await;
                 return Ok(None);
             }
         };
@@ -141,7 +144,7 @@ impl Indexer {
                 }
             }
             if durable.changed().await.is_err() {
-                self.writer.close().await;
+                self.close().await;
                 return;
             }
         }
@@ -159,11 +162,16 @@ impl Indexer {
             all = Done { frames: all.frames + done.frames, events: all.events + done.events };
         }
         // The last connection to go takes the write-ahead log with it.
-        indexer.readers.close().await;
-        indexer.writer.close().await;
+        indexer.close().await;
         remove(path)?;
         std::fs::rename(&building, path).map_err(|source| IndexError::Replace { path: path.to_owned(), source })?;
         Ok(all)
+    }
+
+    /// Closes the database, for readers too.
+    async fn close(&self) {
+        close(&self.readers).await;
+        close(&self.writer).await;
     }
 
     /// Indexes the next frames, up to arrival number `until`.

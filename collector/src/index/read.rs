@@ -293,11 +293,6 @@ impl IndexReader {
         }
         Ok((hits, false))
     }
-
-    /// Closes the database.
-    pub async fn close(&self) {
-        self.pool.close().await;
-    }
 }
 
 fn push_hosts(query: &mut QueryBuilder<'_, Sqlite>, hosts: Option<&[i64]>) {

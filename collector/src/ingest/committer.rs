@@ -214,3 +214,123 @@ fn end(lane: &Lane, why: End) {
         first
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use breakglass_api::frame::{Frame, seal};
+    use breakglass_api::v1::Batch;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+    use crate::store::HostRecord;
+
+    struct Rig {
+        _dir: tempfile::TempDir,
+        store: Store,
+        committer: Committer,
+        host: i64,
+        last: Header,
+    }
+
+    impl Rig {
+        async fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let store = Store::open(&dir.path().join("frames.db")).await.unwrap();
+            let host = HostRecord {
+                host_id: "h".into(),
+                hostname: "web1".into(),
+                tier: "basic".into(),
+                agent_version: "0".into(),
+                last_seen_ns: 1,
+            };
+            let host = store.greet(&host).await.unwrap();
+            let committer = Committer::new(store.clone(), watch::channel(0).0);
+            let last = Header {
+                stream_id: [1; 16],
+                boot_id: [2; 16],
+                seq: 0,
+                prev: [0; 32],
+                first_boot_ns: 0,
+                last_boot_ns: 0,
+                wall_offset_ns: 0,
+                events: 0,
+            };
+            Self { _dir: dir, store, committer, host, last }
+        }
+
+        /// The next frame, of about `size` bytes.
+        fn next(&mut self, size: usize) -> Bytes {
+            let noise = (0..size).scan(1u32, |x, _| {
+                *x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                Some((*x >> 24) as u8)
+            });
+            let batch = Batch { resume: noise.collect(), ..Batch::default() };
+            self.last.seq += 1;
+            let sealed = seal(self.last, &batch, 1).unwrap();
+            self.last.prev = sealed.hash;
+            sealed.bytes.into()
+        }
+
+        fn submission(&self, bytes: &Bytes, lane: &Lane) -> Submission {
+            let frame = Frame::parse(bytes).unwrap();
+            let permit = || Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+            Submission {
+                host: self.host,
+                oldest: 0,
+                header: frame.header,
+                hash: frame.hash,
+                bytes: bytes.clone(),
+                lane: lane.clone(),
+                room: (permit(), permit()),
+            }
+        }
+    }
+
+    fn lane() -> Lane {
+        Arc::new(watch::channel(Progress::default()).0)
+    }
+
+    async fn limit_pages(store: &Store, pages: u64) {
+        let pragma = format!("PRAGMA max_page_count = {pages}");
+        sqlx::query(&pragma).execute(store.writer()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_full_store_acknowledges_nothing_and_goes_on_when_there_is_room() {
+        let mut rig = Rig::new().await;
+        limit_pages(&rig.store, 64).await;
+        let (small, large, after) = (rig.next(10), rig.next(1 << 20), rig.next(10));
+        let first = lane();
+        rig.committer.commit(vec![rig.submission(&small, &first)]).await;
+        assert_eq!(first.borrow().acked.unwrap().0, 1);
+        rig.committer.commit(vec![rig.submission(&large, &first), rig.submission(&after, &first)]).await;
+        let progress = first.borrow().clone();
+        assert_eq!(progress.acked.unwrap().0, 1);
+        assert!(matches!(progress.end, Some(End::Unavailable(why)) if why.contains("full")));
+        assert_eq!(rig.store.last_arrival().await.unwrap(), 1);
+
+        limit_pages(&rig.store, 1 << 20).await;
+        let second = lane();
+        let again = [&small, &large, &after].map(|bytes| rig.submission(bytes, &second));
+        rig.committer.commit(again.into()).await;
+        let progress = second.borrow().clone();
+        assert_eq!((progress.acked.unwrap().0, progress.end), (3, None));
+    }
+
+    #[tokio::test]
+    async fn a_misfit_ends_its_own_connection_only() {
+        let mut rig = Rig::new().await;
+        let (one, two, three) = (rig.next(1), rig.next(1), rig.next(1));
+        let (good, bad) = (lane(), lane());
+        let group = vec![
+            rig.submission(&one, &good),
+            rig.submission(&three, &bad),
+            rig.submission(&two, &bad),
+            rig.submission(&two, &good),
+        ];
+        rig.committer.commit(group).await;
+        assert_eq!(good.borrow().acked.unwrap().0, 2);
+        let progress = bad.borrow().clone();
+        assert_eq!((progress.acked, progress.end), (None, Some(End::Misfit(3, Misfit::Missing { got: 3, want: 2 }))));
+    }
+}

@@ -46,12 +46,11 @@ pub async fn run(layout: &Layout, listen: Option<SocketAddr>) -> anyhow::Result<
     let (stop, stopping) = watch::channel(false);
     let (durable, followed) = watch::channel(store.last_arrival().await?);
     let indexer = Indexer::open(store.clone(), &layout.index_db()).await?;
-    let index = indexer.reader();
-    let indexing = tokio::spawn(indexer.follow(followed));
 
     let presence = Presence::default();
     let (ingest, committer) = IngestService::start(store.clone(), presence.clone(), durable, stopping.clone());
-    let query = QueryService::new(store.clone(), index.clone(), presence, stopping.clone());
+    let query = QueryService::new(store.clone(), indexer.reader(), presence, stopping.clone());
+    let indexing = tokio::spawn(indexer.follow(followed));
 
     let listener = bind(listen.unwrap_or(settings.listen)).await?;
     let address = listener.local_addr().context("cannot tell the listening address")?;
@@ -70,8 +69,9 @@ pub async fn run(layout: &Layout, listen: Option<SocketAddr>) -> anyhow::Result<
             Err(_) => tracing::warn!(part, "did not end in time; nothing acknowledged is lost"),
         }
     }
-    index.close().await;
-    store.close().await;
+    if tokio::time::timeout(SHUTDOWN_MAX, store.close()).await.is_err() {
+        tracing::warn!("the store is still being read; nothing acknowledged is lost");
+    }
     tracing::info!("stopped");
     served
 }

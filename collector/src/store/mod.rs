@@ -15,7 +15,7 @@ use futures_util::TryStreamExt;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{Row, SqliteConnection};
 
-pub use open::{Durability, OpenError, open_pools};
+pub use open::{Durability, OpenError, close, open_pools};
 
 /// Migrations in order; the database's `user_version` counts those that were applied. Only ever appended to.
 const MIGRATIONS: &[&str] = &[include_str!("migrations/0001-frames.sql")];
@@ -282,8 +282,8 @@ impl Store {
 
     /// Closes the database; what was written stays written in any case.
     pub async fn close(&self) {
-        self.readers.close().await;
-        self.writer.close().await;
+        close(&self.readers).await;
+        close(&self.writer).await;
     }
 
     #[cfg(test)]

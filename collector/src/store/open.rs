@@ -74,6 +74,14 @@ pub async fn open_pools(
     Ok((writer, readers))
 }
 
+/// Closes every connection of a pool, so that the last one folds the write-ahead log into the database.
+pub async fn close(pool: &SqlitePool) {
+    // A connection that was on its way back to the pool when it was closed is only put with the idle ones (sqlx 0.8): the second
+    // round takes it from there.
+    pool.close().await;
+    pool.close().await;
+}
+
 fn pool(connections: u32) -> SqlitePoolOptions {
     // Connections to a file do not go stale.
     SqlitePoolOptions::new()

@@ -6,6 +6,9 @@ use breakglass_api::v1::{
     AgentMessage, EventsRequest, GetSessionRequest, ListCommandsRequest, ListHostsRequest, ListSessionsRequest,
     ReplayRequest, SearchRequest,
 };
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::AsyncReadExt;
 use tonic::Code;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 
@@ -84,5 +87,34 @@ async fn without_a_certificate_of_this_ca_nobody_gets_in() {
             Err(error) => Err(error.to_string()),
         };
         assert!(answer.is_err());
+    }
+}
+
+#[tokio::test]
+async fn only_tls_1_3_is_spoken() {
+    let collector = Collector::start();
+    collector.reviewer().await;
+    let pem = |name: &str| std::fs::read(collector.path("reviewer-rita").join(name)).unwrap();
+    for (version, accepted) in [(&rustls::version::TLS13, true), (&rustls::version::TLS12, false)] {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(&pem("ca.crt")).unwrap()).unwrap();
+        let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_client_auth_cert(
+                vec![CertificateDer::from_pem_slice(&pem("person.crt")).unwrap()],
+                PrivateKeyDer::from_pem_slice(&pem("person.key")).unwrap(),
+            )
+            .unwrap();
+        let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+        let tcp = tokio::net::TcpStream::connect(collector.address()).await.unwrap();
+        let connected = connector.connect("collector".try_into().unwrap(), tcp).await;
+        assert_eq!(connected.is_ok(), accepted, "{version:?}");
+        if let Ok(mut stream) = connected {
+            // The server's HTTP/2 settings: it has accepted our certificate too.
+            assert!(within(stream.read_u8()).await.is_ok());
+        }
     }
 }

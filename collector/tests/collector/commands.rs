@@ -49,11 +49,15 @@ fn enrolment_makes_the_folders_of_the_contract() {
     let url = ["--role", "reviewer", "--url", "https://c.example.org:7444"];
     run_ok(&[base.as_slice(), url.as_slice()].concat());
     let config = std::fs::read_to_string(collector.path("alice/config.toml")).unwrap();
-    for line in ["[collector]", "url = \"https://c.example.org:7444\"", "server_name = \"collector\"", "key = \"person.key\""] {
+    for line in
+        ["[collector]", "url = \"https://c.example.org:7444\"", "server_name = \"collector\"", "key = \"person.key\""]
+    {
         assert!(config.contains(line), "{config}");
     }
     assert_eq!(run(&[base.as_slice(), &["--role", "root"]].concat()).status.code(), Some(2));
-    assert!(fails(&["enroll", "host", "no good", "--dir", collector.home(), "--out", "/nowhere"]).contains("host name"));
+    assert!(
+        fails(&["enroll", "host", "no good", "--dir", collector.home(), "--out", "/nowhere"]).contains("host name")
+    );
 }
 
 #[tokio::test]
@@ -75,7 +79,7 @@ async fn serve_says_what_is_wrong() {
     assert!(fails(&["serve", "--dir", &home]).contains("another breakglass-collector"));
     assert!(fails(&["reindex", "--dir", &home]).contains("another breakglass-collector"));
     collector.reviewer().await.list_hosts(ListHostsRequest {}).await.unwrap();
-    assert_eq!(collector.stop(), Some(0));
+    assert_eq!(collector.stop().await, Some(0));
 }
 
 #[tokio::test]
@@ -92,7 +96,7 @@ async fn health_is_told_and_a_signal_ends_open_streams() {
     let request = ListCommandsRequest { session: session_text(1), after: 0, follow: true };
     let mut reviewer = collector.reviewer().await;
     let mut following = reviewer.list_commands(request).await.unwrap().into_inner();
-    assert_eq!(collector.stop(), Some(0));
+    assert_eq!(collector.stop().await, Some(0));
     assert!(following.message().await.is_err());
     assert!(agent.next().await.is_err());
 }

@@ -11,8 +11,10 @@ use crate::support::*;
 
 /// How often it is killed.
 const KILLS: u64 = 5;
-/// Frames between two kills, at least.
-const FRAMES: u64 = 40;
+/// Frames sent between two kills.
+const FRAMES: u64 = 150;
+/// How many of them are acknowledged when the kill comes.
+const BEFORE_KILL: u64 = 40;
 /// Commands in a frame.
 const COMMANDS: u32 = 20;
 
@@ -22,19 +24,20 @@ async fn nothing_acknowledged_is_lost_and_nothing_is_there_twice() {
     let host = collector.enroll_host("web1");
     let mut spool = Spool::new(1);
     let mut frames = Vec::new();
-    for n in 0..KILLS * FRAMES * 4 {
+    for n in 0..KILLS * FRAMES {
         let pid = |i: u32| u32::try_from(n).unwrap() * COMMANDS + i + 1;
         let bodies = (0..COMMANDS).flat_map(|i| [exec(pid(i), &["run", &pid(i).to_string()]), exit(pid(i), 0)]);
         frames.push(spool.frame(Some(session_id(1)), bodies.collect()));
     }
     let acked = Arc::new(AtomicU64::new(0));
-    for _ in 0..KILLS {
+    for round in 1..=KILLS {
         let before = acked.load(Ordering::SeqCst);
         let agent = Agent::connect(&collector, &host, spool.stream, 1).await;
         assert!(agent.welcome.last_seq >= before, "lost what was acknowledged");
-        let feeding = tokio::spawn(feed(agent, frames.clone(), acked.clone()));
+        let sent = usize::try_from(round * FRAMES).unwrap();
+        let feeding = tokio::spawn(feed(agent, frames[..sent].to_vec(), acked.clone()));
         let until = Instant::now() + DEADLINE;
-        while acked.load(Ordering::SeqCst) < before + FRAMES && Instant::now() < until {
+        while acked.load(Ordering::SeqCst) < (round - 1) * FRAMES + BEFORE_KILL && Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         collector.kill();

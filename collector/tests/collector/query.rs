@@ -74,7 +74,8 @@ async fn a_session_is_what_its_events_say() {
 
     let request = ReplayRequest { session: session_text(1), input: true, commands: true, ..ReplayRequest::default() };
     let items = all(reviewer.replay(request).await).await;
-    let numbers: Vec<_> = items.iter().filter_map(|i| if let Some(Item::Command(c)) = &i.body { Some(c.number) } else { None }).collect();
+    let numbers: Vec<_> =
+        items.iter().filter_map(|i| if let Some(Item::Command(c)) = &i.body { Some(c.number) } else { None }).collect();
     assert_eq!(numbers, [1, 2, 3, 4]);
     assert_eq!(output_of(&items), b"hello");
     assert!(items.iter().any(|i| matches!(&i.body, Some(Item::Withheld(w)) if w.bytes == 8)));
@@ -103,7 +104,8 @@ async fn sessions_are_named_by_any_part_that_is_theirs_alone() {
     let open = ListSessionsRequest { open_only: true, limit: 1, ..ListSessionsRequest::default() };
     let page = reviewer.list_sessions(open.clone()).await.unwrap().into_inner().sessions;
     assert_eq!(page[0].id, session_text(0x12));
-    let page = reviewer.list_sessions(ListSessionsRequest { before: page[0].id.clone(), ..open.clone() }).await.unwrap();
+    let page =
+        reviewer.list_sessions(ListSessionsRequest { before: page[0].id.clone(), ..open.clone() }).await.unwrap();
     assert_eq!(page.into_inner().sessions[0].id, session_text(1));
     assert_code(reviewer.list_sessions(ListSessionsRequest { host: "nosuch".into(), ..open }).await, Code::NotFound);
 }

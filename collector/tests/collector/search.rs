@@ -21,7 +21,9 @@ async fn two_hosts(collector: &Collector) {
     let mut agent = Agent::connect(collector, &one, spool.stream, 0).await;
     let session = Some(session_id(1));
     agent.send(spool.frame(session, vec![opened("alice"), exec(1, &["systemctl", "restart", "Postgres 15"])])).await;
-    agent.send(spool.frame(session, vec![shows(1, "$ suod"), shows(1, "\x08 \x08\x08 \x08"), shows(1, "do -i\r\n")])).await;
+    agent
+        .send(spool.frame(session, vec![shows(1, "$ suod"), shows(1, "\x08 \x08\x08 \x08"), shows(1, "do -i\r\n")]))
+        .await;
     agent.send(spool.frame(session, vec![typed(1, "suod\x7f\x7fdo -i\r"), exec(2, &["echo", "100%_done'\"*"])])).await;
     agent.acked(3).await;
     let mut spool = Spool::new(2);
@@ -109,12 +111,12 @@ async fn a_rebuilt_index_gives_identical_answers() {
     let mut collector = Collector::start();
     two_hosts(&collector).await;
     let before = everything(&collector).await;
-    collector.stop();
+    collector.stop().await;
     // An index that is gone is built again at start, one that is there by command.
     std::fs::remove_file(collector.path("collector/data/index.db")).unwrap();
     collector.serve();
     assert_eq!(everything(&collector).await, before);
-    assert_eq!(collector.stop(), Some(0));
+    assert_eq!(collector.stop().await, Some(0));
     let said = run_ok(&["reindex", "--dir", collector.home()]);
     assert_eq!(said, "indexed 4 frames with 10 events\n");
     collector.serve();

@@ -91,11 +91,6 @@ impl Collector {
         &self.running.as_ref().unwrap().address
     }
 
-    /// The process's id, for a signal other than SIGKILL.
-    pub fn pid(&self) -> u32 {
-        self.running.as_ref().unwrap().child.id()
-    }
-
     /// kill -9.
     pub fn kill(&mut self) {
         if let Some(mut running) = self.running.take() {
@@ -105,21 +100,11 @@ impl Collector {
     }
 
     /// SIGTERM; returns the exit code.
-    pub fn stop(&mut self) -> Option<i32> {
+    pub async fn stop(&mut self) -> Option<i32> {
         let mut running = self.running.take().unwrap();
         let killed = Command::new("kill").arg(running.child.id().to_string()).status().unwrap();
         assert!(killed.success());
-        let until = Instant::now() + DEADLINE;
-        loop {
-            if let Some(status) = running.child.try_wait().unwrap() {
-                return status.code();
-            }
-            if Instant::now() > until {
-                running.child.kill().unwrap();
-                panic!("the collector did not stop");
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        eventually(async || running.child.try_wait().unwrap()).await.code()
     }
 
     pub fn enroll_host(&self, name: &str) -> HostIdentity {
@@ -353,7 +338,13 @@ pub fn exec(pid: u32, argv: &[&str]) -> Body {
 }
 
 pub fn exec_bytes(pid: u32, argv: Vec<Vec<u8>>) -> Body {
-    Body::Exec(Exec { process: process(pid), exe: b"/usr/bin/x".to_vec(), cwd: b"/root".to_vec(), argv, ..Exec::default() })
+    Body::Exec(Exec {
+        process: process(pid),
+        exe: b"/usr/bin/x".to_vec(),
+        cwd: b"/root".to_vec(),
+        argv,
+        ..Exec::default()
+    })
 }
 
 pub fn exit(pid: u32, status: u32) -> Body {

@@ -37,12 +37,7 @@ const WINDOW: (usize, usize) = (80, 24);
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let result = demo(&arguments);
-    if undo::interrupted() {
-        // The thread that takes everything back ends the process; what failed meanwhile failed because of it.
-        loop {
-            thread::park();
-        }
-    }
+    undo::stay_if_interrupted();
     result
 }
 

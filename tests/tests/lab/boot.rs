@@ -111,7 +111,7 @@ fn a_login_gets_an_audit_identity() -> Result<()> {
 fn containers_run() -> Result<()> {
     let Some(_guest) = Guest::here() else { return Ok(()) };
     // The container's own PID 1 is the shell: a PID namespace of its own.
-    let line = "cd /srv/container && sed 's/\"terminal\": true/\"terminal\": false/; s/\"sh\"/\"sh\", \"-c\", \"echo pid $$\"/' \
+    let line = "cd /srv/container && crun spec && sed 's/\"terminal\": true/\"terminal\": false/; s/\"sh\"/\"sh\", \"-c\", \"echo pid $$\"/' \
                 config.json > /tmp/config.json && crun run --config /tmp/config.json lab-boot";
     let printed = shell(line)?;
     ensure!(printed.trim() == "pid 1", "the container printed {printed}");

@@ -69,7 +69,9 @@ fn main() -> ExitCode {
         terminal::TESTS,
     ];
     let trials = tests.into_iter().flatten().map(trial).collect();
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    undo::stay_if_interrupted();
+    conclusion.exit_code()
 }
 
 fn trial(test: &'static Test) -> Trial {

@@ -128,7 +128,7 @@ fn oversized() -> Result<()> {
         let control_response::Body::Refused(refused) = control.receive()? else { anyhow::bail!("not refused") };
         ensure!(refused.message.contains(&CONTROL_MESSAGE_MAX.to_string()), "does not name the limit: {refused:?}");
         ensure!(stack.status()?.state == "locked", "the agent no longer answers as it should");
-        expect_recorded(stack, &[case, Case { code: "oversized", refused }])
+        expect_recorded(stack, &[case, Case { code: "too-large", refused }])
     })
 }
 

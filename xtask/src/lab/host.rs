@@ -59,9 +59,15 @@ pub fn run(command: &mut Command) -> Result<String> {
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
         let complaint = String::from_utf8_lossy(&output.stderr);
-        bail!("{command:?} failed ({}): {}\n{}", output.status, complaint.trim(), tail(&printed, 20));
+        bail!("`{}` failed ({}): {}\n{}", line(command), output.status, complaint.trim(), tail(&printed, 20));
     }
     Ok(printed)
+}
+
+/// A command as somebody would type it, without its environment.
+pub fn line(command: &Command) -> String {
+    let words: Vec<_> = std::iter::once(command.get_program()).chain(command.get_args()).collect();
+    words.join(" ".as_ref()).to_string_lossy().into_owned()
 }
 
 /// The last `count` lines of a text.

@@ -177,9 +177,9 @@ fn configure(root: &Path) -> Result<()> {
         let path = root.join("etc/systemd/system").join(unit);
         symlink("/dev/null", &path).with_context(|| format!("cannot mask {unit}"))?;
     }
-    // A container that tests can start with `crun run --bundle /srv/container NAME`.
-    let script = "mkdir -p /srv/container/rootfs/bin && cd /srv/container && cp /usr/bin/busybox rootfs/bin && \
-                  chroot rootfs /bin/busybox --install -s /bin && crun spec";
+    // The root of a container; `crun spec` makes the rest of the bundle in the guest, for it asks the running kernel.
+    let script = "mkdir -p /srv/container/rootfs/bin && cd /srv/container/rootfs && cp /usr/bin/busybox bin && \
+                  chroot . /bin/busybox --install -s /bin";
     host::run(host::command("chroot").arg(root).args(["sh", "-ec", script])).map(drop)
 }
 

@@ -64,7 +64,7 @@ pub fn build() -> Result<Built> {
         cargo.args(["--package", package]);
     }
     let output = cargo.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
-    ensure!(output.status.success(), "{cargo:?} failed ({})", output.status);
+    ensure!(output.status.success(), "`{}` failed ({})", host::line(&cargo), output.status);
     let built = parse_messages(&String::from_utf8_lossy(&output.stdout))?;
     ensure!(!built.suites.is_empty(), "cargo built no test suite");
     Ok(built)

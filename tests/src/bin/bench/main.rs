@@ -61,12 +61,7 @@ impl Effort {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let result = bench(&arguments);
-    if undo::interrupted() {
-        // The thread that takes everything back ends the process.
-        loop {
-            thread::park();
-        }
-    }
+    undo::stay_if_interrupted();
     result
 }
 

@@ -1,0 +1,186 @@
+//! The agent's short commands: everything but `run`.
+
+use std::{
+    io::{Read as _, Write as _},
+    os::unix::net::UnixStream,
+    path::Path,
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use breakglass_api::{
+    CONTROL_MESSAGE_MAX,
+    v1::{ControlRequest, ControlResponse, Status, StatusRequest, control_request, control_response},
+};
+use prost::Message as _;
+
+use crate::{
+    account::{
+        Account,
+        keys::{self, Now},
+    },
+    config::{Config, ConfigError},
+    identity,
+    kernel::{self, Verdict},
+    session::clock,
+};
+
+/// How long the running agent may take to answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
+/// Prints the keys that may log in as `user`. Prints nothing on any doubt, and ends with success in any case: sshd reads an empty
+/// answer as "no key", and logs a failing helper as an error of its configuration.
+pub fn keys(runtime: &Path, user: &str) -> ExitCode {
+    if let Ok(boot_id) = identity::boot_id() {
+        let now = Now { boot_id, boot_ns: clock::boot_ns(), wall_s: clock::wall_s() };
+        if let Some(line) = keys::keys_for(runtime, user, now) {
+            println!("{line}");
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// Locks the account.
+pub fn lock(path: &Path) -> anyhow::Result<ExitCode> {
+    let config = Config::load(path)?;
+    let account = Account::find(&config.account, &config.host.runtime)?;
+    account.lock()?;
+    println!("{} is locked", account.name());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints what the kernel allows.
+pub fn doctor(path: &Path, json: bool) -> anyhow::Result<ExitCode> {
+    let config = match Config::load(path) {
+        Err(ConfigError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Config::default(),
+        loaded => loaded?,
+    };
+    let report = kernel::doctor(&kernel::Options::new(&config.kernel, 0));
+    if json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{}", doctor_text(&report));
+    }
+    let enough = report.tier >= config.kernel.minimum_tier;
+    if !enough && !json {
+        println!("\nThe configuration asks for tier {}: this host would not open.", config.kernel.minimum_tier);
+    }
+    Ok(if enough { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn doctor_text(report: &kernel::Doctor) -> String {
+    use std::fmt::Write as _;
+    let mut text = format!("tier         {}\n", report.tier);
+    // Writing to a string cannot fail.
+    if !report.reason.is_empty() {
+        let _ = writeln!(text, "why not more {}", report.reason);
+    }
+    let _ = writeln!(text, "kernel       {}", report.kernel_release);
+    let _ = writeln!(text, "recording    {}\n", if report.recording { "yes" } else { "no" });
+    for probe in &report.probes {
+        let (state, why) = match &probe.verdict {
+            Verdict::Works => ("works", ""),
+            Verdict::Refused(why) => ("refused", why.as_str()),
+            Verdict::Unknown(why) => ("unknown", why.as_str()),
+        };
+        let _ = writeln!(text, "{state:<8} {:<16} {:<36} {why}", probe.program, probe.hook);
+    }
+    text
+}
+
+/// Prints where the running agent stands.
+pub fn status(socket: &Path, json: bool) -> anyhow::Result<ExitCode> {
+    let status = ask_status(socket).with_context(|| {
+        format!("cannot ask the agent at {}; is it running? (systemctl status breakglass-agent)", socket.display())
+    })?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&status_json(&status))?);
+    } else {
+        print!("{}", status_text(&status));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn ask_status(socket: &Path) -> anyhow::Result<Status> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(ANSWER_LIMIT))?;
+    stream.set_write_timeout(Some(ANSWER_LIMIT))?;
+    let request = ControlRequest { body: Some(control_request::Body::Status(StatusRequest {})) }.encode_to_vec();
+    stream.write_all(&u32::try_from(request.len())?.to_be_bytes())?;
+    stream.write_all(&request)?;
+    let mut length = [0; 4];
+    stream.read_exact(&mut length)?;
+    let length = u32::from_be_bytes(length) as usize;
+    if length > CONTROL_MESSAGE_MAX {
+        bail!("an answer of {length} bytes is above the limit of {CONTROL_MESSAGE_MAX}");
+    }
+    let mut answer = vec![0; length];
+    stream.read_exact(&mut answer)?;
+    match ControlResponse::decode(answer.as_slice())?.body {
+        Some(control_response::Body::Status(status)) => Ok(status),
+        Some(control_response::Body::Refused(refused)) => bail!("{}", refused.message),
+        _ => bail!("the agent answered something else; it is of another version"),
+    }
+}
+
+fn status_json(status: &Status) -> serde_json::Value {
+    serde_json::json!({
+        "host_id": status.host_id,
+        "hostname": status.hostname,
+        "state": status.state,
+        "account": status.account,
+        "agent_version": status.agent_version,
+        "tier": status.tier,
+        "tier_reason": status.tier_reason,
+        "session": (!status.session.is_empty()).then_some(&status.session),
+        "operator": (!status.operator.is_empty()).then_some(&status.operator),
+        "reason": (!status.reason.is_empty()).then_some(&status.reason),
+        "remaining_seconds": status.remaining_seconds,
+        "live_processes": status.live_processes,
+        "spool_frames": status.spool_frames,
+        "spool_bytes": status.spool_bytes,
+        "last_seq": status.last_seq,
+        "acked_seq": status.acked_seq,
+        "collector_connected": status.collector_connected,
+        "collector_error": (!status.collector_error.is_empty()).then_some(&status.collector_error),
+        "records": status.records,
+        "missing": status.missing,
+    })
+}
+
+fn status_text(status: &Status) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{name:<12} {value}");
+    };
+    line("host", format!("{} ({})", status.hostname, status.host_id));
+    line("glass", status.state.clone());
+    line("account", status.account.clone());
+    let tier = match status.tier_reason.as_str() {
+        "" => status.tier.clone(),
+        reason => format!("{} ({reason})", status.tier),
+    };
+    line("tier", tier);
+    if !status.session.is_empty() {
+        line("session", status.session.clone());
+        line("operator", status.operator.escape_debug().to_string());
+        line("reason", status.reason.escape_debug().to_string());
+        line("remaining", humantime::format_duration(Duration::from_secs(status.remaining_seconds)).to_string());
+        line("processes", status.live_processes.to_string());
+    }
+    line("frames", format!("{} durable, {} acknowledged", status.last_seq, status.acked_seq));
+    line("spool", format!("{} frames, {} bytes", status.spool_frames, status.spool_bytes));
+    let collector = match (status.collector_connected, status.collector_error.as_str()) {
+        (true, _) => "connected".to_owned(),
+        (false, "") => "none".to_owned(),
+        (false, error) => format!("not connected: {error}"),
+    };
+    line("collector", collector);
+    let missing: u64 = status.missing.iter().sum();
+    line("records", format!("{} from the kernel, {missing} missing", status.records.iter().sum::<u64>()));
+    line("version", status.agent_version.clone());
+    text
+}

@@ -1,0 +1,271 @@
+//! The daemon: everything put together, in an order in which the account is locked before anything else can fail.
+
+use std::{
+    fs,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    path::Path,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use breakglass_api::v1::{AgentStarted, AgentStopping, CloseCause, event::Body};
+use nix::fcntl::{Flock, FlockArg};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+
+use crate::{
+    account::Account,
+    config::{Config, Tier},
+    control::{self, verifier},
+    identity,
+    kernel::{self, Kernel, KernelInfo, Reader},
+    recorder::{self, Recorder, source::EventSource},
+    session::{
+        host::Host,
+        intent::IntentStore,
+        machine::Machine as _,
+        manager::Manager,
+        service::{Facts, Service},
+        ungranted::Ungranted,
+    },
+    ship::{self, Shipper},
+    spool::{Limits, Spool, SpoolReader},
+};
+
+/// Threads of the runtime. The work is waiting; proofs are verified on the blocking pool.
+const WORKERS: usize = 2;
+
+/// Blocking threads: two checks of proofs at a time, the spool's reader, and calls on the machine.
+const BLOCKING_THREADS: usize = 16;
+
+/// How long a stop waits for the collector to acknowledge what is left. The spool keeps what it does not.
+const SHIP_DRAIN: Duration = Duration::from_secs(2);
+
+/// Name of the lock that keeps a second agent from running over the same folders.
+const INSTANCE_LOCK: &str = "agent.lock";
+
+/// Runs until SIGTERM or SIGINT.
+pub fn run(path: &Path) -> anyhow::Result<ExitCode> {
+    log_to_stderr();
+    let config = Config::load(path)?;
+    if !nix::unistd::geteuid().is_root() {
+        bail!("the agent must run as root: it changes the shadow file and loads kernel programs");
+    }
+    prepare_folders(&config)?;
+    let _instance = only_instance(&config.host.runtime)?;
+    let account = Account::find(&config.account, &config.host.runtime)?;
+    // Before anything that takes time or can fail.
+    account.lock().context("the emergency account could not be locked at start")?;
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(serve(config, account))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Everything that runs.
+struct Parts {
+    manager: Manager<Host, Recorder>,
+    recorder: Recorder,
+    shipper: Option<Shipper>,
+    shutdown: watch::Sender<bool>,
+    control: control::ControlHandle,
+}
+
+async fn serve(config: Config, account: Account) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let parts = start(config, account).await?;
+    tracing::info!(control = ?parts.control.address(), "ready");
+    // Fails where systemd did not start us; nobody waits for it then.
+    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
+    let reason = tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    };
+    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
+    stop(parts, reason).await
+}
+
+async fn start(config: Config, account: Account) -> anyhow::Result<Parts> {
+    let boot_id = identity::boot_id().context("cannot read the kernel's boot id")?;
+    let host_id = identity::host_id(&config.host.enrolment, &config.host.state).context("this host has no id")?;
+    let host_name = if config.host.name.is_empty() { identity::hostname() } else { config.host.name.clone() };
+    let uid = account.uid();
+    let account_name = account.name().to_owned();
+
+    let (kernel, source) = start_kernel(&config, uid);
+    let info = kernel.as_ref().map(|kernel| kernel.info().clone()).map_err(Clone::clone);
+    let intents = IntentStore::new(&config.host.state, &config.host.runtime);
+    let names: Vec<_> = intents.read().map(|intent| (intent.slot, intent.session)).into_iter().collect();
+    let spool_folder = config.host.state.join("spool");
+    let (spool, recovery) = Spool::open(&spool_folder, spool_limits(&config))
+        .with_context(|| format!("the spool {} cannot be opened", spool_folder.display()))?;
+    let reader = spool.reader();
+    let options = recorder::Options { ring_bytes: ring_bytes(&config), ..recorder::Options::default() };
+    let recorder = Recorder::start(source, spool, &recovery, &names, options)?;
+
+    let host = Arc::new(Host::new(boot_id, account, kernel, config.kernel.minimum_tier));
+    let manager = Manager::new(host, recorder.clone(), intents);
+    announce(&recorder, &info, &host_name, boot_id).await;
+    manager.recover().await;
+
+    let shipper = start_shipper(&config, &recorder, reader.another(), &host_id, &host_name, &info);
+    let facts = Facts {
+        host_id: host_id.clone(),
+        host_name: host_name.clone(),
+        tier_reason: tier_reason(&info),
+        ssh_port: config.account.ssh_port,
+        ssh_host_keys: config.account.ssh_host_keys.clone(),
+    };
+    let service = Service::new(manager.clone(), facts, reader, shipper.as_ref().map(Shipper::observer));
+    let identity =
+        verifier::Identity { host_id, host_name, boot_id, account: account_name, account_uid: uid };
+    let verifier = Arc::new(verifier::Verifier::new(identity, &config.grant));
+    let (shutdown, stopping) = watch::channel(false);
+    let control =
+        control::serve(control::Options::from(&config), Arc::new(service), verifier, stopping).await?;
+    Ok(Parts { manager, recorder, shipper, shutdown, control })
+}
+
+/// Ends the session, locks, and leaves nothing in the kernel. What is not acknowledged stays in the spool.
+async fn stop(parts: Parts, reason: &str) -> anyhow::Result<()> {
+    tracing::info!(reason, "stopping");
+    // No error: most of the time no session is open.
+    let _ = parts.manager.close(None, CloseCause::AgentStop, reason).await;
+    let locked = parts.manager.on_machine(|m| m.lock()).await;
+    // Nobody listens any more if the doors closed by themselves.
+    let _ = parts.shutdown.send(true);
+    parts.control.stopped().await;
+    if let Err(error) = parts.manager.on_machine(Host::unload).await {
+        tracing::error!(%error, "kernel programs were left attached");
+    }
+    if let Err(error) = parts.recorder.record(None, Body::AgentStopping(AgentStopping { reason: reason.to_owned() })).await {
+        tracing::error!(%error, "the stop could not be recorded");
+    }
+    parts.recorder.stop().await;
+    if let Some(shipper) = parts.shipper {
+        let last = parts.recorder.durable().borrow().0;
+        if !shipper.wait_acked(last, SHIP_DRAIN).await {
+            tracing::warn!("the collector does not have everything yet; the next start sends the rest");
+        }
+        shipper.stop().await;
+    }
+    locked.map(drop).context("the emergency account could not be locked at stop")
+}
+
+/// Loads the programs. Failing that, the host goes on locked and refuses to open, so that operators learn why.
+fn start_kernel(config: &Config, uid: u32) -> (Result<Kernel, String>, Option<Box<dyn EventSource>>) {
+    match Kernel::start(&kernel::Options::new(&config.kernel, uid)) {
+        Ok((kernel, reader)) => {
+            let source: Box<dyn EventSource> = Box::new(Ungranted::<Reader>::new(reader));
+            (Ok(kernel), Some(source))
+        }
+        Err(error) => {
+            let error = format!("{:#}", anyhow::Error::from(error));
+            tracing::error!(error, "the kernel programs cannot be loaded; see `breakglass-agent doctor`");
+            (Err(error), None)
+        }
+    }
+}
+
+fn start_shipper(
+    config: &Config,
+    recorder: &Recorder,
+    reader: SpoolReader,
+    host_id: &str,
+    host_name: &str,
+    info: &Result<KernelInfo, String>,
+) -> Option<Shipper> {
+    let Some(collector) = &config.collector else {
+        tracing::warn!("no collector is configured: records stay in the spool on this host");
+        return None;
+    };
+    let options = ship::Options {
+        urls: collector.urls.clone(),
+        server_name: collector.server_name.clone(),
+        enrolment: config.host.enrolment.clone(),
+        host_id: host_id.to_owned(),
+        hostname: host_name.to_owned(),
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        tier: tier(info).to_string(),
+        pace: ship::Pace::default(),
+    };
+    Some(Shipper::start(options, recorder.durable(), reader))
+}
+
+async fn announce(recorder: &Recorder, info: &Result<KernelInfo, String>, host_name: &str, boot_id: [u8; 16]) {
+    let loaded = info.as_ref().ok();
+    let started = AgentStarted {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        tier: tier(info).to_string(),
+        tier_reason: tier_reason(info),
+        kernel_release: identity::kernel_release(),
+        hostname: host_name.to_owned(),
+        boot_id: boot_id.to_vec(),
+        took_over: loaded.is_some_and(|info| info.took_over),
+        object_sha256: loaded.map(|info| info.object_sha256.clone()).unwrap_or_default(),
+    };
+    if let Err(error) = recorder.record(None, Body::AgentStarted(started)).await {
+        tracing::error!(%error, "the start could not be recorded");
+    }
+}
+
+fn spool_limits(config: &Config) -> Limits {
+    Limits { max_bytes: config.spool.max_bytes, segment_bytes: config.spool.segment_bytes }
+}
+
+fn ring_bytes(config: &Config) -> u64 {
+    config.kernel.audit_ring + config.kernel.witness_ring + config.kernel.bulk_ring
+}
+
+fn tier(info: &Result<KernelInfo, String>) -> Tier {
+    info.as_ref().map_or(Tier::None, |info| info.tier)
+}
+
+fn tier_reason(info: &Result<KernelInfo, String>) -> String {
+    match info {
+        Ok(info) => info.tier_reason.clone(),
+        Err(error) => error.clone(),
+    }
+}
+
+fn prepare_folders(config: &Config) -> anyhow::Result<()> {
+    // State holds the record and keys; runtime holds the socket and the key source, which sshd's helper may read as another user.
+    for (folder, mode) in [(&config.host.state, 0o700), (&config.host.runtime, 0o755)] {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(mode)
+            .create(folder)
+            .and_then(|()| fs::set_permissions(folder, fs::Permissions::from_mode(mode)))
+            .with_context(|| format!("cannot prepare the folder {}", folder.display()))?;
+    }
+    Ok(())
+}
+
+fn only_instance(runtime: &Path) -> anyhow::Result<Flock<fs::File>> {
+    let path = runtime.join(INSTANCE_LOCK);
+    let file = fs::File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("cannot open {}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|(_, error)| error)
+        .with_context(|| format!("another agent holds {}; stop it first", path.display()))
+}
+
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("BREAKGLASS_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    // The journal stamps lines itself.
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+}

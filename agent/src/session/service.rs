@@ -1,0 +1,250 @@
+//! What operators' requests do: the bridge from the control port to the session manager.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use breakglass_api::v1::{self, CloseCause, ProofRefused, event::Body};
+use uuid::Uuid;
+
+use super::{
+    host::Host,
+    machine::Machine as _,
+    manager::{Grant, Journal, Manager, SessionError},
+};
+use crate::{
+    control::{CloseBy, Sessions, Source},
+    grant::{Refusal, VerifiedGrant},
+    recorder::Recorder,
+    ship::ShipObserver,
+    spool::SpoolReader,
+};
+
+/// Most host keys that are handed out with a grant; a host has three or four.
+const HOST_KEYS_MAX: usize = 16;
+
+/// Largest public key file, bytes.
+const HOST_KEY_SIZE_MAX: u64 = 16 * 1024;
+
+/// What a host says of itself whatever happens.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// The host's id.
+    pub host_id: String,
+    /// The name that operators use.
+    pub host_name: String,
+    /// Why the tier is no better; empty for the best.
+    pub tier_reason: String,
+    /// sshd's port.
+    pub ssh_port: u16,
+    /// Folder with sshd's public host keys.
+    pub ssh_host_keys: PathBuf,
+}
+
+/// Answers operators.
+pub struct Service {
+    manager: Manager<Host, Recorder>,
+    facts: Facts,
+    /// A reader may be sent between threads, not shared.
+    spool: Mutex<SpoolReader>,
+    shipping: Option<ShipObserver>,
+}
+
+impl Service {
+    /// `shipping` is absent where no collector is configured.
+    pub fn new(
+        manager: Manager<Host, Recorder>,
+        facts: Facts,
+        spool: SpoolReader,
+        shipping: Option<ShipObserver>,
+    ) -> Self {
+        Self { manager, facts, spool: Mutex::new(spool), shipping }
+    }
+}
+
+impl Sessions for Service {
+    async fn open(&self, grant: VerifiedGrant, source: Source) -> Result<v1::Opened, Refusal> {
+        let grant = session_grant(grant, source)?;
+        let ttl_seconds = grant.ttl.as_secs();
+        let opened = self.manager.open(grant).await.map_err(refusal)?;
+        let (ssh_host_keys, warnings) = host_keys(&self.facts.ssh_host_keys);
+        let machine = self.manager.machine();
+        Ok(v1::Opened {
+            session: opened.session.to_string(),
+            account: machine.account().0,
+            ttl_seconds,
+            deadline_boot_ns: opened.deadline_boot_ns,
+            ssh_host_keys,
+            ssh_port: u32::from(self.facts.ssh_port),
+            tier: machine.tier().to_string(),
+            agent_us: u64::try_from(opened.took.as_micros()).unwrap_or(u64::MAX),
+            warnings,
+        })
+    }
+
+    async fn close(&self, by: CloseBy, source: Source) -> Result<v1::Closed, Refusal> {
+        let (cause, who, named) = match by {
+            CloseBy::Root => (CloseCause::HostRoot, "root".to_owned(), String::new()),
+            CloseBy::Account => (CloseCause::Operator, "the emergency account".to_owned(), String::new()),
+            CloseBy::Operator(close) => (CloseCause::Operator, close.signer.principal, close.text.session),
+        };
+        let named = session_named(&named)?;
+        let (session, closed) =
+            self.manager.close(named, cause, &format!("{who} ({source})")).await.map_err(refusal)?;
+        Ok(v1::Closed {
+            session: session.to_string(),
+            killed: closed.killed,
+            survivors: u32::try_from(closed.survivors.len()).unwrap_or(u32::MAX),
+        })
+    }
+
+    async fn refused(&self, refused: ProofRefused) {
+        tracing::warn!(code = refused.code, source = refused.source, count = refused.count, "a proof was refused");
+        if let Err(error) = self.manager.journal().record(None, Body::ProofRefused(refused)).await {
+            tracing::error!(%error, "a refused proof could not be recorded");
+        }
+    }
+
+    async fn status(&self, local: bool) -> v1::Status {
+        let view = self.manager.view();
+        let machine = self.manager.machine();
+        let mut status = v1::Status {
+            host_id: self.facts.host_id.clone(),
+            hostname: self.facts.host_name.clone(),
+            state: view.state.to_owned(),
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            tier: machine.tier().to_string(),
+            tier_reason: self.facts.tier_reason.clone(),
+            account: machine.account().0,
+            ..v1::Status::default()
+        };
+        if local {
+            self.add_local(&mut status).await;
+        }
+        status
+    }
+}
+
+impl Service {
+    /// What only those may know who are on the host already.
+    async fn add_local(&self, status: &mut v1::Status) {
+        if let Some(session) = self.manager.view().session {
+            status.session = session.session.to_string();
+            status.remaining_seconds = super::clock::until(session.deadline_boot_ns).as_secs();
+            status.operator = session.operator;
+            status.reason = session.reason;
+            let slot = session.slot;
+            status.live_processes = self.manager.on_machine(move |m| m.live(slot)).await.len() as u32;
+        }
+        let counts = self.manager.on_machine(|m| m.counts()).await;
+        status.records = counts.produced.to_vec();
+        status.missing = counts.missing.to_vec();
+        {
+            let spool = self.spool.lock().unwrap_or_else(PoisonError::into_inner);
+            (status.spool_frames, status.spool_bytes) = spool.backlog();
+            status.last_seq = spool.durable().seq;
+        }
+        if let Some(shipping) = &self.shipping {
+            let shipping = shipping.status();
+            status.acked_seq = shipping.acked_seq;
+            status.collector_connected = shipping.connected;
+            status.collector_error = shipping.error.unwrap_or_default();
+        }
+    }
+}
+
+impl Journal for Recorder {
+    async fn record(&self, session: Option<Uuid>, body: Body) -> Result<u64, String> {
+        Recorder::record(self, session, body).await.map_err(|e| e.to_string())
+    }
+
+    fn name_session(&self, slot: u32, session: Uuid) {
+        Recorder::name_session(self, slot, session);
+    }
+
+    async fn barrier(&self) -> Result<u64, String> {
+        Recorder::barrier(self).await.map_err(|e| e.to_string())
+    }
+}
+
+fn refusal(error: SessionError) -> Refusal {
+    Refusal::new(error.code(), error.to_string())
+}
+
+/// Which session is meant; an empty name means whichever is open.
+fn session_named(name: &str) -> Result<Option<Uuid>, Refusal> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    Uuid::parse_str(name).map(Some).map_err(|_| {
+        Refusal::new("bad-session", format!("{:?} is not a session's id; leave it out to close the open one", name))
+    })
+}
+
+fn session_grant(grant: VerifiedGrant, source: Source) -> Result<Grant, Refusal> {
+    let key = grant
+        .signer
+        .public_key()
+        .map_err(|e| Refusal::new("weak-key", format!("the key cannot be written for sshd: {e}; sign with another")))?;
+    Ok(Grant {
+        operator: grant.signer.principal.clone(),
+        key,
+        key_fingerprint: grant.signer.fingerprint(),
+        key_type: grant.signer.key_type(),
+        ttl: grant.ttl(),
+        reason: grant.text.reason,
+        ticket: grant.text.ticket,
+        close_on_exit: grant.text.close_on_exit,
+        text: grant.signed.text,
+        signature: grant.signed.signature,
+        source: source.to_string(),
+    })
+}
+
+/// sshd's public host keys, and what the operator should know if there are none.
+fn host_keys(folder: &Path) -> (Vec<String>, Vec<String>) {
+    let mut keys: Vec<String> = std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            let name = entry.file_name().into_string().ok()?;
+            (name.starts_with("ssh_host_") && name.ends_with("_key.pub")).then(|| entry.path())
+        })
+        .take(HOST_KEYS_MAX)
+        .filter_map(|path| host_key(&path))
+        .collect();
+    keys.sort();
+    let warnings = match keys.is_empty() {
+        true => vec![format!("no public host key in {}: ssh cannot be told whom to trust", folder.display())],
+        false => Vec::new(),
+    };
+    (keys, warnings)
+}
+
+/// Type and key of a `ssh_host_*_key.pub`, without its comment.
+fn host_key(path: &Path) -> Option<String> {
+    if std::fs::metadata(path).ok()?.len() > HOST_KEY_SIZE_MAX {
+        return None;
+    }
+    let text = std::fs::read_to_string(path).ok()?;
+    let mut words = text.split_ascii_whitespace();
+    Some(format!("{} {}", words.next()?, words.next()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_keys_come_without_comments() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("ssh_host_ed25519_key.pub"), "ssh-ed25519 AAAA root@host\n").unwrap();
+        std::fs::write(folder.path().join("ssh_host_ed25519_key"), "secret").unwrap();
+        std::fs::write(folder.path().join("ssh_host_big_key.pub"), vec![b'x'; 20_000]).unwrap();
+        assert_eq!(host_keys(folder.path()), (vec!["ssh-ed25519 AAAA".to_owned()], vec![]));
+        let (keys, warnings) = host_keys(&folder.path().join("none"));
+        assert!(keys.is_empty() && warnings.len() == 1);
+    }
+}

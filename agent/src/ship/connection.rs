@@ -1,0 +1,404 @@
+//! One connection: Hello, what the collector has, then frames out and acknowledgements in.
+
+use std::{collections::VecDeque, pin::Pin, sync::Arc};
+
+use breakglass_api::{
+    frame::Hash,
+    v1::{Ack, AgentMessage, CollectorMessage, Hello, Ping, Refusal, Welcome, agent_message, collector_message::Body},
+};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::{
+    Options, Shared, ShipError,
+    backoff::Backoff,
+    link::{self, Link},
+    window::{Acked, Window},
+};
+use crate::{
+    recorder::clock,
+    spool::{SpoolError, SpoolReader, Stored, StreamInfo},
+};
+
+/// Longest silence before the protocol's own ping, in keepalive intervals of the transport.
+const PING_AFTER: u32 = 2;
+
+pub struct Connection<'a> {
+    pub url: &'a str,
+    pub options: &'a Options,
+    pub durable: watch::Receiver<(u64, Hash)>,
+    pub stopped: watch::Receiver<bool>,
+    pub shared: &'a Arc<Shared>,
+}
+
+/// How a connection ended.
+pub enum Ended {
+    /// By request.
+    Stopped,
+    /// A finished stream is at the collector; the next one has to be begun.
+    NextStream,
+    /// It broke, or could not be made.
+    Failed(ShipError),
+}
+
+/// Work on a thread that may block, which has the reader meanwhile.
+type Blocking<T> = JoinHandle<(SpoolReader, Result<T, SpoolError>)>;
+
+impl Connection<'_> {
+    /// Runs until something ends it. Gives the reader back, unless a panic took it.
+    pub async fn run(self, reader: SpoolReader, backoff: &mut Backoff) -> (Option<SpoolReader>, Ended) {
+        let stream = reader.oldest_stream();
+        let mut stopped = self.stopped.clone();
+        let opened = tokio::select! {
+            opened = self.open(&stream) => opened,
+            _ = stopped.wait_for(|stop| *stop) => return (Some(reader), Ended::Stopped),
+        };
+        let (link, welcome) = match opened {
+            Ok(opened) => opened,
+            Err(error) => return (Some(reader), Ended::Failed(error)),
+        };
+        let (mut reader, checked) = check(reader, stream, welcome).await;
+        let begin = match checked {
+            Ok(begin) => begin,
+            Err(error) => return (reader, Ended::Failed(error)),
+        };
+        backoff.reset();
+        self.shared.update(|status| (status.connected, status.error, status.fork) = (true, None, false));
+        tracing::info!(url = self.url, from = begin.acked + 1, "connected to the collector");
+        let mut pump = Pump::new(&self, stream, begin, reader.take(), link);
+        let ended = pump.run(stopped).await;
+        (pump.take_reader().await, ended)
+    }
+
+    async fn open(&self, stream: &StreamInfo) -> Result<(Link, Welcome), ShipError> {
+        let hello = Hello {
+            host_id: self.options.host_id.clone(),
+            hostname: self.options.hostname.clone(),
+            stream_id: stream.stream_id.to_vec(),
+            boot_id: clock::boot_id().to_vec(),
+            agent_version: self.options.agent_version.clone(),
+            tier: self.options.tier.clone(),
+            oldest_seq: stream.oldest_seq,
+        };
+        let hello = AgentMessage { body: Some(agent_message::Body::Hello(hello)) };
+        let mut link = link::connect(self.url, self.options, hello).await?;
+        let limit = self.options.pace.connect;
+        let first = timeout(limit, link.inbox.message()).await.map_err(|_| ShipError::Silent(limit.as_secs()))?;
+        match received(first)? {
+            Body::Welcome(welcome) => Ok((link, welcome)),
+            Body::Refusal(refusal) => Err(refused(refusal)),
+            Body::Ack(_) | Body::Pong(_) => Err(ShipError::Protocol("it did not begin with Welcome".into())),
+        }
+    }
+}
+
+fn received(message: Result<Option<CollectorMessage>, tonic::Status>) -> Result<Body, ShipError> {
+    match message {
+        Ok(Some(message)) => message.body.ok_or_else(|| ShipError::Protocol("an empty message".into())),
+        Ok(None) => Err(ShipError::Stream("closed".into())),
+        Err(status) => Err(ShipError::Stream(link::sentence(&status))),
+    }
+}
+
+fn refused(refusal: Refusal) -> ShipError {
+    let Refusal { code, message, seq } = refusal;
+    match code.as_str() {
+        "fork" | "broken-chain" => ShipError::Fork(format!("{code} at frame {seq}: {message}")),
+        _ => ShipError::Refused { code, message, seq },
+    }
+}
+
+/// Where shipping begins.
+struct Begin {
+    /// Last frame that the collector has.
+    acked: u64,
+    hash: Hash,
+    /// First frame to send.
+    next: u64,
+}
+
+/// Compares what the collector has with what was recorded.
+async fn check(
+    mut reader: SpoolReader,
+    stream: StreamInfo,
+    welcome: Welcome,
+) -> (Option<SpoolReader>, Result<Begin, ShipError>) {
+    if welcome.last_seq == 0 {
+        let begin = Begin { acked: 0, hash: [0; 32], next: stream.oldest_seq.max(1) };
+        return (Some(reader), Ok(begin));
+    }
+    let seq = welcome.last_seq;
+    let looked = tokio::task::spawn_blocking(move || {
+        let hash = reader.hash_of(stream.generation, seq);
+        (reader, hash)
+    });
+    let (reader, found) = match looked.await {
+        Ok((reader, found)) => (Some(reader), found),
+        Err(error) => return (None, Err(ShipError::Protocol(format!("reading the spool failed: {error}")))),
+    };
+    (reader, found.map_err(ShipError::from).and_then(|hash| compare(&stream, seq, &welcome.last_hash, hash)))
+}
+
+fn compare(stream: &StreamInfo, seq: u64, theirs: &[u8], ours: Option<Hash>) -> Result<Begin, ShipError> {
+    match ours {
+        Some(hash) if hash == theirs => Ok(Begin { acked: seq, hash, next: (seq + 1).max(stream.oldest_seq) }),
+        Some(_) => Err(ShipError::Fork(format!("its frame {seq} has another hash"))),
+        // Deleted here because a collector had it; this one has less, and says so or takes what there is.
+        None if seq < stream.oldest_seq => Ok(Begin { acked: 0, hash: [0; 32], next: stream.oldest_seq }),
+        None => Err(ShipError::Fork(format!("it has frame {seq}, which was never recorded here"))),
+    }
+}
+
+/// The running stream.
+struct Pump<'a> {
+    options: &'a Options,
+    shared: &'a Arc<Shared>,
+    durable: watch::Receiver<(u64, Hash)>,
+    stream: StreamInfo,
+    outbox: mpsc::Sender<AgentMessage>,
+    inbox: tonic::Streaming<CollectorMessage>,
+    window: Window,
+    /// Next frame to read from the spool.
+    next: u64,
+    /// Read and not sent.
+    backlog: VecDeque<Stored>,
+    reader: Option<SpoolReader>,
+    busy: Option<Busy>,
+    /// Acknowledged and not noted in the spool.
+    to_note: Option<(u64, Hash)>,
+    last_heard: Instant,
+    last_ping: Instant,
+    pings: u64,
+}
+
+enum Busy {
+    Reading(Blocking<Vec<Stored>>),
+    Noting(Blocking<()>),
+}
+
+/// What woke the pump.
+enum Event {
+    Message(Result<Option<CollectorMessage>, tonic::Status>),
+    Worked(Option<(SpoolReader, Result<Vec<Stored>, SpoolError>)>),
+    MaySend(Option<mpsc::OwnedPermit<AgentMessage>>),
+    Durable(bool),
+    Tick,
+    Stop,
+}
+
+impl<'a> Pump<'a> {
+    fn new(
+        connection: &Connection<'a>,
+        stream: StreamInfo,
+        begin: Begin,
+        reader: Option<SpoolReader>,
+        link: Link,
+    ) -> Self {
+        let pace = &connection.options.pace;
+        let now = Instant::now();
+        let mut pump = Self {
+            options: connection.options,
+            shared: connection.shared,
+            durable: connection.durable.clone(),
+            stream,
+            outbox: link.outbox,
+            inbox: link.inbox,
+            window: Window::new(pace.window_frames, pace.window_bytes, begin.acked),
+            next: begin.next,
+            backlog: VecDeque::new(),
+            reader,
+            busy: None,
+            to_note: None,
+            last_heard: now,
+            last_ping: now,
+            pings: 0,
+        };
+        if begin.acked > 0 {
+            pump.advance(begin.acked, begin.hash);
+        }
+        pump
+    }
+
+    async fn run(&mut self, mut stopped: watch::Receiver<bool>) -> Ended {
+        loop {
+            if self.stream_is_done() {
+                return Ended::NextStream;
+            }
+            self.begin_work();
+            let event = self.wait(&mut stopped).await;
+            match self.handle(event) {
+                Ok(true) => {}
+                Ok(false) => return Ended::Stopped,
+                Err(error) => return Ended::Failed(error),
+            }
+        }
+    }
+
+    /// Whether a finished stream is at the collector entirely, and that is noted.
+    fn stream_is_done(&self) -> bool {
+        let sent_all = self.next > self.stream.last_seq && self.backlog.is_empty() && self.window.is_empty();
+        !self.stream.current && sent_all && self.busy.is_none() && self.to_note.is_none()
+    }
+
+    /// Last frame that may be read.
+    fn readable(&self) -> u64 {
+        if self.stream.current { self.durable.borrow().0 } else { self.stream.last_seq }
+    }
+
+    /// Gives the reader something to do, if it is here and there is something. Frames go before housekeeping.
+    fn begin_work(&mut self) {
+        let generation = self.stream.generation;
+        let wants_frames = self.backlog.is_empty() && self.window.room() > 0 && self.next <= self.readable();
+        if !wants_frames && self.to_note.is_none() {
+            return;
+        }
+        let Some(mut reader) = self.reader.take() else { return };
+        if wants_frames {
+            let (from, bytes) = (self.next, self.window.room());
+            self.busy = Some(Busy::Reading(tokio::task::spawn_blocking(move || {
+                let frames = reader.read(generation, from, bytes);
+                (reader, frames)
+            })));
+        } else if let Some((seq, hash)) = self.to_note.take() {
+            self.busy = Some(Busy::Noting(tokio::task::spawn_blocking(move || {
+                let noted = reader.acknowledge(generation, seq, hash);
+                (reader, noted)
+            })));
+        }
+    }
+
+    async fn wait(&mut self, stopped: &mut watch::Receiver<bool>) -> Event {
+        let can_send = !self.backlog.is_empty() && self.window.room() > 0;
+        let all_read = self.stream.current && self.next > self.readable();
+        let tick = self.next_tick();
+        let (outbox, busy) = (self.outbox.clone(), &mut self.busy);
+        tokio::select! {
+            message = self.inbox.message() => Event::Message(message),
+            worked = work(busy), if busy.is_some() => Event::Worked(worked),
+            permit = outbox.reserve_owned(), if can_send => Event::MaySend(permit.ok()),
+            changed = self.durable.changed(), if all_read => Event::Durable(changed.is_ok()),
+            () = sleep_until(tick) => Event::Tick,
+            _ = stopped.wait_for(|stop| *stop) => Event::Stop,
+        }
+    }
+
+    /// Returns false to end.
+    fn handle(&mut self, event: Event) -> Result<bool, ShipError> {
+        match event {
+            Event::Message(message) => self.message(received(message)?)?,
+            Event::Worked(None) => return Err(ShipError::Stream("reading the spool was interrupted".into())),
+            Event::Worked(Some((reader, result))) => {
+                self.reader = Some(reader);
+                self.busy = None;
+                self.adopt(result?)?;
+            }
+            Event::MaySend(None) => return Err(ShipError::Stream("closed".into())),
+            Event::MaySend(Some(permit)) => self.send(permit),
+            Event::Durable(true) => {}
+            // The recorder has ended: nothing more will come, what is there was read.
+            Event::Durable(false) | Event::Stop => return Ok(false),
+            Event::Tick => self.tick()?,
+        }
+        Ok(true)
+    }
+
+    fn adopt(&mut self, frames: Vec<Stored>) -> Result<(), ShipError> {
+        if let Some(last) = frames.last() {
+            self.next = last.seq + 1;
+            self.backlog.extend(frames);
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, permit: mpsc::OwnedPermit<AgentMessage>) {
+        if let Some(Stored { seq, hash, bytes, .. }) = self.backlog.pop_front() {
+            self.window.sent(seq, hash, bytes.len());
+            permit.send(AgentMessage { body: Some(agent_message::Body::Frame(bytes.into())) });
+        }
+    }
+
+    fn message(&mut self, body: Body) -> Result<(), ShipError> {
+        self.last_heard = Instant::now();
+        match body {
+            Body::Ack(Ack { seq, hash }) => match self.window.acknowledge(seq, &hash) {
+                Acked::Advanced(seq, hash) => self.advance(seq, hash),
+                Acked::Known => {}
+                Acked::NotSent => {
+                    return Err(ShipError::Fork(format!("it acknowledged frame {seq}, which was not sent")));
+                }
+                Acked::OtherHash => {
+                    return Err(ShipError::Fork(format!("it acknowledged frame {seq} with another hash")));
+                }
+            },
+            Body::Pong(_) => {}
+            Body::Refusal(refusal) => return Err(refused(refusal)),
+            Body::Welcome(_) => return Err(ShipError::Protocol("a second Welcome".into())),
+        }
+        Ok(())
+    }
+
+    fn advance(&mut self, seq: u64, hash: Hash) {
+        self.to_note = Some((seq, hash));
+        if self.stream.current {
+            self.shared.update(|status| status.acked_seq = seq);
+            self.shared.acked.send_replace(seq);
+        }
+    }
+
+    fn next_tick(&self) -> Instant {
+        let pace = &self.options.pace;
+        let ping = self.last_heard.max(self.last_ping) + pace.keepalive * PING_AFTER;
+        ping.min(self.last_heard + pace.silence)
+    }
+
+    fn tick(&mut self) -> Result<(), ShipError> {
+        let silence = self.options.pace.silence;
+        if self.last_heard.elapsed() >= silence {
+            return Err(ShipError::Silent(silence.as_secs()));
+        }
+        self.last_ping = Instant::now();
+        self.pings += 1;
+        let ping = AgentMessage { body: Some(agent_message::Body::Ping(Ping { nonce: self.pings })) };
+        // With frames waiting to go out, they ask as well as a ping does.
+        let _ = self.outbox.try_send(ping);
+        Ok(())
+    }
+
+    /// The reader, once whatever it is doing is done.
+    async fn take_reader(mut self) -> Option<SpoolReader> {
+        if self.busy.is_some()
+            && let Some((reader, _)) = work(&mut self.busy).await
+        {
+            self.reader = Some(reader);
+        }
+        let mut reader = self.reader.take()?;
+        let Some((seq, hash)) = self.to_note else { return Some(reader) };
+        let generation = self.stream.generation;
+        let noted = tokio::task::spawn_blocking(move || {
+            if let Err(error) = reader.acknowledge(generation, seq, hash) {
+                tracing::warn!(%error, "what the collector has could not be noted");
+            }
+            reader
+        });
+        noted.await.ok()
+    }
+}
+
+/// Waits for the work under way. `None` if it panicked or there is none.
+async fn work(busy: &mut Option<Busy>) -> Option<(SpoolReader, Result<Vec<Stored>, SpoolError>)> {
+    match busy {
+        Some(Busy::Reading(handle)) => Pin::new(handle).await.ok(),
+        Some(Busy::Noting(handle)) => {
+            let (reader, noted) = Pin::new(handle).await.ok()?;
+            // Deleting is tried again with the next acknowledgement; shipping goes on.
+            if let Err(error) = noted {
+                tracing::warn!(%error, "acknowledged frames could not be deleted");
+            }
+            Some((reader, Ok(Vec::new())))
+        }
+        None => None,
+    }
+}

@@ -1,0 +1,247 @@
+//! Hostile frames, interruptions, and that neither changes what comes out.
+
+use breakglass_api::frame::{Frame, Header, seal, seal_raw};
+use breakglass_api::v1::event::Body;
+use breakglass_api::v1::{
+    Alert, Batch, Event, Exec, ExecFailed, Exit, Gap, InputWithheld, Process, SessionClosed, SessionOpened,
+    SessionResumed, TerminalInput, TerminalOutput,
+};
+use proptest::prelude::*;
+
+use super::*;
+use crate::store::{HostRecord, NewFrame};
+
+/// A store with one host and its frames.
+struct Rig {
+    dir: tempfile::TempDir,
+    store: Store,
+    host: i64,
+    header: Header,
+}
+
+impl Rig {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("frames.db")).await.unwrap();
+        let host = HostRecord {
+            host_id: "h".into(),
+            hostname: "web1".into(),
+            tier: "basic".into(),
+            agent_version: "0".into(),
+            last_seen_ns: 1,
+        };
+        let host = store.greet(&host).await.unwrap();
+        let header = Header {
+            stream_id: [1; 16],
+            boot_id: [2; 16],
+            seq: 0,
+            prev: [0; 32],
+            first_boot_ns: 0,
+            last_boot_ns: 0,
+            wall_offset_ns: 0,
+            events: 0,
+        };
+        Self { dir, store, host, header }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("index.db")
+    }
+
+    async fn add(&mut self, batch: &Batch) -> i64 {
+        self.header.seq += 1;
+        let sealed = seal(self.header, batch, 1).unwrap();
+        self.store_frame(sealed.bytes).await
+    }
+
+    async fn store_frame(&mut self, bytes: Vec<u8>) -> i64 {
+        let frame = Frame::parse(&bytes).unwrap();
+        self.header.prev = frame.hash;
+        let new = NewFrame {
+            host: self.host,
+            stream_id: frame.header.stream_id,
+            seq: frame.header.seq,
+            hash: frame.hash,
+            events: frame.header.events,
+            missing_before: 0,
+            received_ns: 1,
+            bytes: bytes.into(),
+        };
+        self.store.append(&[new]).await.unwrap()
+    }
+
+    /// Every row of the index but the transcripts under way, as text.
+    async fn rows(&self) -> String {
+        let indexer = Indexer::open(self.store.clone(), &self.path()).await.unwrap();
+        let mut told = String::new();
+        let tables = [
+            "SELECT json_array(host, frames, events, hex(open_session)) FROM hosts",
+            "SELECT json_array(id, hex(uuid), operator, hex(opened), opened_ns, deadline_ns, hex(closed), closed_ns, commands, execs,
+             failed_commands, terminals, terminal_bytes, input_bytes, withheld_bytes, events, gaps, alerts, first_arrival,
+             last_arrival) FROM sessions",
+            "SELECT json_array(id, pid, start_ns, wall_ns, arrival, place, failed, hex(event), hex(exit), exit_wall_ns) FROM commands",
+            "SELECT json_array(id, session, terminal, number, output_bytes, input_bytes, first_ns, last_ns) FROM terminals",
+            "SELECT json_array(id, kind, session, subject, wall_ns, text) FROM lines",
+            "SELECT json_array(terminal, place, kind, wall_ns, text) FROM current_lines",
+        ];
+        for table in tables {
+            let rows: Vec<String> = sqlx::query_scalar(table).fetch_all(&indexer.readers).await.unwrap();
+            told += &rows.join("\n");
+            told.push('\n');
+        }
+        indexer.close().await;
+        told
+    }
+}
+
+fn event(session: u32, body: Body) -> Event {
+    Event { boot_ns: 1, session, origin: None, body: Some(body) }
+}
+
+fn absurd() -> impl Strategy<Value = u64> {
+    prop_oneof![Just(0), Just(1), Just(2), Just(u64::MAX), Just(1 << 63), any::<u64>()]
+}
+
+fn bytes() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        proptest::collection::vec(any::<u8>(), 0..30),
+        Just(b"ls\r".to_vec()),
+        Just(b"\x1b[2Jline\r\nline two\x1b[?1049h\x08\x08".to_vec()),
+    ]
+}
+
+fn body() -> impl Strategy<Value = Body> {
+    let process = || (any::<u32>(), absurd()).prop_map(|(pid, start_ns)| Process { pid: pid % 4, start_ns });
+    prop_oneof![
+        (process(), proptest::collection::vec(bytes(), 0..4)).prop_map(|(p, argv)| Body::Exec(Exec {
+            process: Some(p),
+            argv,
+            ..Exec::default()
+        })),
+        Just(Body::Exec(Exec::default())),
+        (process(), bytes()).prop_map(|(p, filename)| Body::ExecFailed(ExecFailed {
+            process: Some(p),
+            filename,
+            ..Default::default()
+        })),
+        (process(), any::<u32>()).prop_map(|(p, status)| Body::Exit(Exit {
+            process: Some(p),
+            status,
+            ..Exit::default()
+        })),
+        Just(Body::Exit(Exit::default())),
+        (absurd(), bytes(), any::<u32>(), 0u32..300).prop_map(|(terminal, data, rows, cols)| {
+            Body::TerminalOutput(TerminalOutput { terminal: terminal % 3, data, rows, cols, ..Default::default() })
+        }),
+        (absurd(), bytes()).prop_map(|(terminal, data)| Body::TerminalInput(TerminalInput {
+            terminal,
+            data,
+            ..Default::default()
+        })),
+        absurd().prop_map(|bytes| Body::InputWithheld(InputWithheld { bytes, ..Default::default() })),
+        absurd().prop_map(|records| Body::Gap(Gap { records, ..Gap::default() })),
+        absurd().prop_map(|deadline_boot_ns| {
+            Body::SessionOpened(SessionOpened { deadline_boot_ns, operator: "a".into(), ..Default::default() })
+        }),
+        absurd()
+            .prop_map(|deadline_boot_ns| Body::SessionResumed(SessionResumed { deadline_boot_ns, live_processes: 1 })),
+        Just(Body::SessionClosed(SessionClosed::default())),
+        Just(Body::Alert(Alert::default())),
+    ]
+}
+
+fn batch() -> impl Strategy<Value = Batch> {
+    let session = prop_oneof![Just(vec![1; 16]), Just(vec![2; 16]), Just(vec![]), Just(vec![3; 17])];
+    let event = (absurd(), prop_oneof![0u32..6, Just(u32::MAX)], proptest::option::of(body()))
+        .prop_map(|(boot_ns, session, body)| Event { boot_ns, session, origin: None, body });
+    (proptest::collection::vec(session, 0..4), proptest::collection::vec(event, 0..12))
+        .prop_map(|(sessions, events)| Batch { sessions, events, resume: Vec::new() })
+}
+
+fn run<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap().block_on(future)
+}
+
+proptest! {
+    // Each case opens databases and waits for the disk some forty times.
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    /// Whatever an enrolled host sends is indexed without a failure, and however often the indexer is stopped on the way, the rows
+    /// are those of one uninterrupted run.
+    #[test]
+    fn absurd_batches_give_the_same_rows_however_often_the_indexer_stops(
+        batches in proptest::collection::vec(batch(), 1..8),
+        offset: i64,
+    ) {
+        let (interrupted, whole) = run(async {
+            let mut rig = Rig::new().await;
+            rig.header.wall_offset_ns = offset;
+            for batch in &batches {
+                let arrival = rig.add(batch).await;
+                let mut indexer = Indexer::open(rig.store.clone(), &rig.path()).await.unwrap();
+                indexer.pass(arrival).await.unwrap();
+                indexer.close().await;
+            }
+            let interrupted = rig.rows().await;
+            Indexer::rebuild(rig.store.clone(), &rig.path()).await.unwrap();
+            (interrupted, rig.rows().await)
+        });
+        prop_assert_eq!(interrupted, whole);
+    }
+}
+
+#[tokio::test]
+async fn a_frame_that_lies_or_is_no_batch_is_a_gap_and_the_rest_is_indexed() {
+    let mut rig = Rig::new().await;
+    let opened = event(1, Body::SessionOpened(SessionOpened::default()));
+    let sessions = vec![vec![1; 16]];
+    rig.add(&Batch { sessions: sessions.clone(), events: vec![opened], resume: Vec::new() }).await;
+    // A million events where the header says one, and noise.
+    for raw in [[0x12, 0].repeat(1_000_000), vec![0xff; 100]] {
+        rig.header.seq += 1;
+        let sealed = seal_raw(Header { events: 1, ..rig.header }, &raw, 1).unwrap();
+        rig.store_frame(sealed.bytes).await;
+    }
+    let after = event(1, Body::Exec(Exec { argv: vec![b"after".to_vec()], ..Exec::default() }));
+    rig.add(&Batch { sessions, events: vec![after], resume: Vec::new() }).await;
+    let done = Indexer::rebuild(rig.store.clone(), &rig.path()).await.unwrap();
+    assert_eq!(done, Done { frames: 4, events: 2 });
+    let indexer = Indexer::open(rig.store.clone(), &rig.path()).await.unwrap();
+    let session = indexer.reader().session([1; 16]).await.unwrap().unwrap().state;
+    assert_eq!((session.gaps, session.commands), (2, 1));
+}
+
+#[tokio::test]
+async fn a_hundred_thousand_empty_events_and_a_thousand_terminals_are_bearable() {
+    let mut rig = Rig::new().await;
+    rig.add(&Batch { events: vec![Event::default(); 100_000], ..Batch::default() }).await;
+    let shows = |terminal| {
+        event(
+            1,
+            Body::TerminalOutput(TerminalOutput {
+                terminal,
+                data: b"x".to_vec(),
+                rows: 9999,
+                cols: 9999,
+                ..Default::default()
+            }),
+        )
+    };
+    let events = (0..1000).map(shows).collect();
+    rig.add(&Batch { sessions: vec![vec![1; 16]], events, resume: Vec::new() }).await;
+    let done = Indexer::rebuild(rig.store.clone(), &rig.path()).await.unwrap();
+    assert_eq!(done.events, 101_000);
+}
+
+#[tokio::test]
+async fn an_index_of_another_store_is_built_anew() {
+    let mut rig = Rig::new().await;
+    rig.add(&Batch::default()).await;
+    Indexer::rebuild(rig.store.clone(), &rig.path()).await.unwrap();
+    let other = Rig::new().await;
+    std::fs::copy(rig.path(), other.path()).unwrap();
+    let indexer = Indexer::open(other.store.clone(), &other.path()).await.unwrap();
+    assert_eq!(indexer.position, 0);
+    std::fs::write(rig.path(), "this is not a database, whatever its name says").unwrap();
+    assert_eq!(Indexer::open(rig.store.clone(), &rig.path()).await.unwrap().position, 0);
+}
