@@ -132,6 +132,8 @@ pub fn session_of(row: &SqliteRow) -> sqlx::Result<SessionState> {
         alerts: count("alerts")?,
         first_arrival: row.try_get("first_arrival")?,
         last_arrival: row.try_get("last_arrival")?,
+        first_line: row.try_get("first_line")?,
+        last_line: row.try_get("last_line")?,
     })
 }
 
