@@ -55,7 +55,7 @@ const COMMANDS_MAX: usize = 128;
 /// How the recorder works.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// zstd level. On exec events level 3 saves a tenth of level 1 for two thirds more time.
+    /// zstd level. On exec events level 3 makes frames 0 to 3 % smaller than level 1 and takes up to half as long again.
     pub level: i32,
     /// How long a caller waits before its event is withdrawn.
     pub give_up: Duration,
