@@ -126,12 +126,10 @@ async fn start(config: Config, account: Account) -> anyhow::Result<Parts> {
         ssh_host_keys: config.account.ssh_host_keys.clone(),
     };
     let service = Service::new(manager.clone(), facts, reader, shipper.as_ref().map(Shipper::observer));
-    let identity =
-        verifier::Identity { host_id, host_name, boot_id, account: account_name, account_uid: uid };
+    let identity = verifier::Identity { host_id, host_name, boot_id, account: account_name, account_uid: uid };
     let verifier = Arc::new(verifier::Verifier::new(identity, &config.grant));
     let (shutdown, stopping) = watch::channel(false);
-    let control =
-        control::serve(control::Options::from(&config), Arc::new(service), verifier, stopping).await?;
+    let control = control::serve(control::Options::from(&config), Arc::new(service), verifier, stopping).await?;
     Ok(Parts { manager, recorder, shipper, shutdown, control })
 }
 
@@ -147,7 +145,9 @@ async fn stop(parts: Parts, reason: &str) -> anyhow::Result<()> {
     if let Err(error) = parts.manager.on_machine(Host::unload).await {
         tracing::error!(%error, "kernel programs were left attached");
     }
-    if let Err(error) = parts.recorder.record(None, Body::AgentStopping(AgentStopping { reason: reason.to_owned() })).await {
+    if let Err(error) =
+        parts.recorder.record(None, Body::AgentStopping(AgentStopping { reason: reason.to_owned() })).await
+    {
         tracing::error!(%error, "the stop could not be recorded");
     }
     parts.recorder.stop().await;
