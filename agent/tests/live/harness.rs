@@ -14,7 +14,7 @@ use breakglass_agent::{
 use breakglass_api::v1::{self, event::Body};
 
 /// How long anything may take to show up.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_secs(120);
 /// What a read may return, bytes.
 const READ_BYTES: usize = 1 << 20;
 
