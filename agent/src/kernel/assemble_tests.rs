@@ -124,7 +124,8 @@ fn as_exec(observed: &Observed) -> &v1::Exec {
 
 #[test]
 fn an_exec_in_one_record() {
-    let tail: [&[u8]; 6] = [b"ls\0bin\0usr\0", b"", b"/bin/ls\0", b"", b"ls\0\0-l\0", b"A=1\0LD_PRELOAD=x\0TERM=t\0TERMX=1\0"];
+    let tail: [&[u8]; 6] =
+        [b"ls\0bin\0usr\0", b"", b"/bin/ls\0", b"", b"ls\0\0-l\0", b"A=1\0LD_PRELOAD=x\0TERM=t\0TERMX=1\0"];
     let (assembler, out) = assemble(&[exec_record(exec(5), tail)]);
     assert!(!assembler.is_open());
     let [observed] = &out[..] else { panic!("{out:?}") };
@@ -232,7 +233,9 @@ fn terminal_bytes_that_are_missing_are_counted() {
     let mut out = Vec::new();
     Assembler::default().take(Ring::Bulk, &bytes, &mut out, 0).unwrap();
     match &out[0].event.body {
-        Some(Body::TerminalOutput(output)) => assert_eq!((&output.data[..], output.missing, output.rows), (&b"abc"[..], 7, 24)),
+        Some(Body::TerminalOutput(output)) => {
+            assert_eq!((&output.data[..], output.missing, output.rows), (&b"abc"[..], 7, 24))
+        }
         other => panic!("{other:?}"),
     }
     assert_eq!(out[0].event.origin.unwrap().ring, v1::Ring::Bulk as i32);

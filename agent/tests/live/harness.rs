@@ -177,7 +177,7 @@ impl Recording {
     /// Waits for the end of a process.
     pub fn until_exit_of(&mut self, pid: u32) -> v1::Exit {
         self.until("the exit", |seen| exit_of(seen, pid).is_some());
-        exit_of(&self.seen, pid).expect("just seen").clone()
+        *exit_of(&self.seen, pid).expect("just seen")
     }
 
     fn summary(&self) -> String {
