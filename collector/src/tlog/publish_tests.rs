@@ -206,13 +206,14 @@ async fn a_slow_witness_delays_neither_publication_nor_appending() {
     let publisher = publisher(&log, witnesses, 1);
     log.append(&[b"a".to_vec()]).await.unwrap();
     let begun = Instant::now();
-    let running = tokio::spawn(publisher.run(bench.stop.subscribe()));
+    let stop = watch::Sender::new(false);
+    let running = tokio::spawn(publisher.run(stop.subscribe()));
     while log.published().is_none() || !asked.load(Ordering::SeqCst) {
         assert!(begun.elapsed() < client::WITNESS_TIMEOUT, "waited for the slow witness");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(log.append(&[b"b".to_vec()]).await.unwrap(), [1]);
-    bench.stop.send_replace(true);
+    stop.send_replace(true);
     running.await.unwrap();
     assert_eq!(log.published().unwrap().size, 2, "what was appended is published before the end");
 }
