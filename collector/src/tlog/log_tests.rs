@@ -158,7 +158,7 @@ async fn a_crash_anywhere_never_shows_two_histories() {
     log.append(&(0..BEFORE).map(leaf).collect::<Vec<_>>()).await.unwrap();
     step(&log).await.unwrap();
     log.close().await;
-    let disk = bench.disk.clone();
+    let disk = bench.disk.fork();
     let database = |suffix: &str| bench.dir.path().join(format!("leaves.db{suffix}"));
     let files = ["", "-wal", "-shm"].map(|suffix| (database(suffix), std::fs::read(database(suffix)).ok()));
     let mut stops = 0;
