@@ -8,6 +8,7 @@ pub mod aftermath;
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod evidence;
 pub mod grant;
 pub mod identity;
 pub mod kernel;

@@ -62,6 +62,14 @@ enum Command {
         #[arg(long, default_value = config::DEFAULT_PATH)]
         config: PathBuf,
     },
+    /// Ask for a new host key, which the next start of the agent makes; for when the old one may be in wrong hands.
+    #[command(after_help = "Example:\n  breakglass-agent rekey && systemctl restart breakglass-agent\n\n\
+        The new key is <state>/keys/host-key.pub after the start. The collector raises an alert, once.")]
+    Rekey {
+        /// The configuration.
+        #[arg(long, default_value = config::DEFAULT_PATH)]
+        config: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -71,6 +79,7 @@ fn main() -> ExitCode {
         Command::Status { socket, json } => commands::status(&socket, json),
         Command::Keys { runtime, user } => Ok(commands::keys(&runtime, &user)),
         Command::Lock { config } => commands::lock(&config),
+        Command::Rekey { config } => commands::rekey(&config),
     };
     result.unwrap_or_else(|error| {
         eprintln!("breakglass-agent: {error:#}");
