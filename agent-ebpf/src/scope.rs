@@ -63,6 +63,13 @@ pub fn inherit(parent: Task, parent_who: Identity, child: Identity) -> Option<Sc
     Some(insert(&child.key(), tag))
 }
 
+/// The session of a process that is tagged already.
+#[inline(always)]
+pub fn tagged(who: Identity) -> Option<u32> {
+    let key = who.key();
+    unsafe { TAGS.get(&key) }.map(|tag| tag.slot)
+}
+
 /// Forgets a process. Whether it was tagged, and for which session.
 #[inline(always)]
 pub fn leave(who: Identity) -> Option<u32> {

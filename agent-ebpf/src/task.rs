@@ -62,6 +62,23 @@ pub fn peek<T: Copy>(base: u64, offset: usize, site: Site) -> Option<T> {
     }
 }
 
+/// The process whose number a `struct pid` is; `None` where it has ended. The list of threads with that number is the first of
+/// the pid's lists, whatever the others are.
+#[inline(always)]
+pub fn process_of(pid: u64, site: Site) -> Option<Identity> {
+    let node: u64 = peek(pid, offset!(pid_tasks), site)?;
+    if node == 0 {
+        return None;
+    }
+    let task = node - offset!(task_pid_links) as u64;
+    let leader: u64 = peek(task, offset!(task_group_leader), site)?;
+    Some(Identity {
+        tgid: peek(task, offset!(task_tgid), site)?,
+        tid: peek(task, offset!(task_pid), site)?,
+        start_ns: peek(leader, offset!(task_start), site)?,
+    })
+}
+
 /// A `task_struct` that the verifier knows.
 #[derive(Clone, Copy)]
 pub struct Task(Address);

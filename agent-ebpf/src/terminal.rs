@@ -3,7 +3,7 @@
 //!
 //! Nothing tells these programs when a `tty_struct` is freed. An entry is trusted only while the slave's session is the one
 //! remembered, or none (its leader has exited and data still flows); otherwise a task in scope renews it under a new id, and
-//! anybody else's use of it removes it.
+//! anybody else's use of it removes it unless the new leader is tagged.
 
 use aya_ebpf::{
     helpers::{bpf_get_smp_processor_id, bpf_ktime_get_boot_ns},
@@ -13,8 +13,8 @@ use aya_ebpf::{
 use breakglass_abi::{Terminal, settings::Site};
 
 use crate::{
-    fault,
-    task::{offset, peek},
+    fault, scope,
+    task::{offset, peek, process_of},
 };
 
 /// Most terminals of sessions at a time; `kernel.pty.max` is 4,096 by default.
@@ -88,21 +88,34 @@ pub fn claim(slave: u64, slot: u32) -> Option<Terminal> {
     Some(terminal)
 }
 
-/// The entry of a slave as anybody else sees it. An entry that has become somebody else's terminal is dropped.
+/// The entry of a slave as anybody else sees it. Where its session leader is another than the one remembered, the entry goes on
+/// under a new id if the new leader is tagged (it took the terminal over), and is dropped if not: somebody else's terminal.
 #[inline(always)]
 pub fn find(slave: u64) -> Option<Terminal> {
     let known = TERMINALS.get_ptr_mut(&slave)?;
     let known = unsafe { &mut *known };
     let session = session_of(slave)?;
-    if session != 0 && known.session == 0 {
-        known.session = session;
+    if session == 0 || session == known.session {
+        return Some(*known);
     }
-    if session != 0 && session != known.session {
-        // Gone already if another CPU was faster.
-        let _ = TERMINALS.remove(&slave);
+    match leader_slot(slave) {
+        Some(slot) => claim(slave, slot),
+        None => {
+            // Gone already if another CPU was faster.
+            let _ = TERMINALS.remove(&slave);
+            None
+        }
+    }
+}
+
+/// The session that the slave's session leader is tagged for.
+#[inline(always)]
+fn leader_slot(slave: u64) -> Option<u32> {
+    let pid: u64 = peek(slave, offset!(tty_session), Site::ReadTerminal)?;
+    if pid == 0 {
         return None;
     }
-    Some(*known)
+    scope::tagged(process_of(pid, Site::ReadTerminal)?)
 }
 
 /// Whether what is typed now must not be kept: the program echoes nothing and reads lines (a password prompt), or echoes

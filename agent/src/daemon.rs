@@ -28,6 +28,7 @@ use crate::{
     session::{
         host::Host,
         intent::IntentStore,
+        looks::Looks,
         machine::Machine as _,
         manager::Manager,
         service::{Facts, Service},
@@ -45,6 +46,9 @@ const BLOCKING_THREADS: usize = 16;
 
 /// How long a stop waits for the collector to acknowledge what is left. The spool keeps what it does not.
 const SHIP_DRAIN: Duration = Duration::from_secs(2);
+
+/// How long a stop waits for the comparison after a session.
+const SETTLE_LIMIT: Duration = Duration::from_secs(15);
 
 /// Name of the lock that keeps a second agent from running over the same folders.
 const INSTANCE_LOCK: &str = "agent.lock";
@@ -114,11 +118,16 @@ async fn start(config: Config, account: Account) -> anyhow::Result<Parts> {
     let options = recorder::Options { ring_bytes: ring_bytes(&config), ..recorder::Options::default() };
     let recorder = Recorder::start(source, spool, &recovery, &names, options)?;
 
-    let host = Arc::new(Host::new(boot_id, account, kernel, config.kernel.minimum_tier));
+    let looks = Looks::new(config.host.state.join("looks"), config.kernel.pins.clone());
+    let host = Arc::new(Host::new(boot_id, account, kernel, config.kernel.minimum_tier, looks));
     let manager = Manager::new(host, recorder.clone(), intents);
     announce(&recorder, &info, &host_name, boot_id).await;
     let notary = start_notary(&config, &recorder, &host_id).await;
     manager.recover().await;
+    if manager.view().session.is_none() {
+        let manager = manager.clone();
+        tokio::spawn(async move { manager.on_machine(Host::look_at_rest).await });
+    }
 
     let shipper = start_shipper(&config, &recorder, reader.another(), &host_id, &host_name, &info);
     let facts = Facts {
@@ -129,12 +138,10 @@ async fn start(config: Config, account: Account) -> anyhow::Result<Parts> {
         ssh_host_keys: config.account.ssh_host_keys.clone(),
     };
     let service = Service::new(manager.clone(), facts, reader, shipper.as_ref().map(Shipper::observer));
-    let identity =
-        verifier::Identity { host_id, host_name, boot_id, account: account_name, account_uid: uid };
+    let identity = verifier::Identity { host_id, host_name, boot_id, account: account_name, account_uid: uid };
     let verifier = Arc::new(verifier::Verifier::new(identity, &config.grant));
     let (shutdown, stopping) = watch::channel(false);
-    let control =
-        control::serve(control::Options::from(&config), Arc::new(service), verifier, stopping).await?;
+    let control = control::serve(control::Options::from(&config), Arc::new(service), verifier, stopping).await?;
     Ok(Parts { manager, recorder, notary, shipper, shutdown, control })
 }
 
@@ -143,6 +150,9 @@ async fn stop(parts: Parts, reason: &str) -> anyhow::Result<()> {
     tracing::info!(reason, "stopping");
     // No error: most of the time no session is open.
     let _ = parts.manager.close(None, CloseCause::AgentStop, reason).await;
+    if tokio::time::timeout(SETTLE_LIMIT, parts.manager.settle()).await.is_err() {
+        tracing::warn!("what the last session left behind is not known yet; it will not be in the record");
+    }
     let locked = parts.manager.on_machine(|m| m.lock()).await;
     // Nobody listens any more if the doors closed by themselves.
     let _ = parts.shutdown.send(true);
@@ -150,7 +160,9 @@ async fn stop(parts: Parts, reason: &str) -> anyhow::Result<()> {
     if let Err(error) = parts.manager.on_machine(Host::unload).await {
         tracing::error!(%error, "kernel programs were left attached");
     }
-    if let Err(error) = parts.recorder.record(None, Body::AgentStopping(AgentStopping { reason: reason.to_owned() })).await {
+    if let Err(error) =
+        parts.recorder.record(None, Body::AgentStopping(AgentStopping { reason: reason.to_owned() })).await
+    {
         tracing::error!(%error, "the stop could not be recorded");
     }
     if let Some(notary) = parts.notary {

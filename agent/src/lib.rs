@@ -3,8 +3,8 @@
 #![deny(unsafe_code)]
 
 pub mod account;
-pub mod commands;
 pub mod aftermath;
+pub mod commands;
 pub mod config;
 pub mod control;
 pub mod daemon;

@@ -2,7 +2,7 @@
 //!
 //! Data flows one way: [`ingest`] checks and stores frames ([`store`]), [`index`] follows the stored frames and builds
 //! everything that can be searched (with [`transcript`] for terminals), [`query`] reads both. The index can be deleted and
-//! rebuilt at any time; only the stored frames are evidence.
+//! rebuilt at any time; only the stored frames are evidence. [`tlog`] is the transparency log that makes rewriting them visible.
 
 #![forbid(unsafe_code)]
 
@@ -17,6 +17,7 @@ pub mod quote;
 pub mod server;
 pub mod settings;
 pub mod store;
+pub mod tlog;
 pub mod transcript;
 
 use std::time::{SystemTime, UNIX_EPOCH};

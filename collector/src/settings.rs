@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::tlog::settings::LogSettings;
+
 /// `collector.toml`. Unknown keys are refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -15,6 +17,9 @@ pub struct Settings {
     pub name: String,
     /// Where to listen; port 0 lets the system choose.
     pub listen: SocketAddr,
+    /// The transparency log.
+    #[serde(default)]
+    pub log: LogSettings,
 }
 
 /// Where everything lies below the collector's folder.
@@ -74,6 +79,16 @@ impl Layout {
         self.data().join("index.db")
     }
 
+    /// The key of the transparency log.
+    pub fn log_key(&self) -> PathBuf {
+        self.root.join("log.key")
+    }
+
+    /// The folder of the transparency log.
+    pub fn log(&self) -> PathBuf {
+        self.data().join("log")
+    }
+
     /// Reads and checks `collector.toml`.
     pub fn settings(&self) -> anyhow::Result<Settings> {
         if !self.root.is_dir() {
@@ -94,20 +109,25 @@ impl Layout {
     pub fn lock(&self) -> anyhow::Result<File> {
         let data = self.data();
         std::fs::create_dir_all(&data).with_context(|| format!("cannot create {}", data.display()))?;
-        let path = data.join("lock");
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .with_context(|| format!("cannot open {} for writing", path.display()))?;
-        match file.try_lock() {
-            Ok(()) => Ok(file),
-            Err(TryLockError::WouldBlock) => {
-                bail!("another breakglass-collector is using {}; stop it first", data.display())
-            }
-            Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+        take_lock(&data)
+    }
+}
+
+/// Takes the lock of a folder, so that only one process uses it. Held as long as the file is open.
+pub fn take_lock(dir: &Path) -> anyhow::Result<File> {
+    let path = dir.join("lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("cannot open {} for writing", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            bail!("another breakglass-collector is using {}; stop it first", dir.display())
         }
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
     }
 }
 

@@ -354,9 +354,8 @@ fn undo_all() {
     for folder in &folders {
         report(folder, undo(folder));
     }
-    let dropped = poll::until_true("runs that were ending anyway", poll::EVENTUALLY, || {
-        Ok(UNDOING.load(Ordering::SeqCst) == 0)
-    });
+    let dropped =
+        poll::until_true("runs that were ending anyway", poll::EVENTUALLY, || Ok(UNDOING.load(Ordering::SeqCst) == 0));
     if let Err(error) = dropped {
         eprintln!("{error:#}; the next run takes back what is left");
     }

@@ -181,6 +181,10 @@ offsets! {
     driver_minor,
     /// `pid.numbers`, the first element's `nr`
     pid_nr,
+    /// `pid.tasks`
+    pid_tasks,
+    /// `task_struct.pid_links`
+    task_pid_links,
     /// `pt_regs.orig_ax`
     regs_orig_ax,
     /// `pt_regs.di`

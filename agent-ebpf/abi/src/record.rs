@@ -294,3 +294,31 @@ shared! {
         reserved: u32,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_survive_their_numbers() {
+        for number in 0..=u16::MAX {
+            assert!(Kind::from_number(number).is_none_or(|kind| kind as u16 == number), "{number}");
+        }
+        assert_eq!(Kind::from_number(10), Some(Kind::Exec));
+        assert_eq!(Kind::from_number(0), None);
+    }
+
+    #[test]
+    fn what_is_written_is_what_is_read() {
+        let mut bytes = [0; Exec::SIZE];
+        for (at, byte) in bytes.iter_mut().enumerate() {
+            *byte = at as u8;
+        }
+        let exec = Exec::parse(&bytes).unwrap();
+        assert_eq!(exec.to_bytes(), bytes);
+        assert_eq!(exec.header.len, 0x0302_0100);
+        for len in 0..Exec::SIZE {
+            assert_eq!(Exec::parse(&bytes[..len]), None, "{len}");
+        }
+    }
+}

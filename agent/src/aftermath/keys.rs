@@ -42,10 +42,18 @@ const FILE_DIRECTIVES: [&[u8]; 6] = [
     b"forcecommand",
 ];
 
+/// Most patterns of `AuthorizedKeysFile` that are followed, each for every user.
+const PATTERNS_MAX: usize = 16;
+
+/// Where sshd looks unless it is told otherwise. Always compared: the telling may be undone later.
+pub(super) fn default_patterns() -> Vec<Vec<u8>> {
+    DEFAULT_FILES.iter().map(|file| file.to_vec()).collect()
+}
+
 /// Adds the configuration; returns the patterns of files with keys, as in `AuthorizedKeysFile`.
-pub(super) fn configuration(host: &Host, sink: &mut Sink) -> BTreeSet<Vec<u8>> {
+pub(super) fn configuration(host: &Host, sink: &mut Sink) -> Vec<Vec<u8>> {
     tree(host, sink, Category::Ssh, FOLDER, 2, Read::Content);
-    let mut patterns: BTreeSet<Vec<u8>> = DEFAULT_FILES.iter().map(|file| file.to_vec()).collect();
+    let mut patterns = default_patterns();
     let mut files = vec![SERVER_CONFIG.to_vec()];
     files.extend(folder_files(host, SERVER_DROP_INS));
     let mut named = BTreeSet::new();
@@ -64,10 +72,12 @@ pub(super) fn configuration(host: &Host, sink: &mut Sink) -> BTreeSet<Vec<u8>> {
         let Ok(Some(contents)) = host.read_path(&path) else { continue };
         for (word, arguments) in directives(&contents.bytes) {
             match word.as_slice() {
-                b"authorizedkeysfile" => patterns.extend(arguments),
+                b"authorizedkeysfile" => {
+                    patterns.extend(arguments);
+                }
                 b"include" => {
                     for file in arguments.iter().flat_map(|argument| included(host, argument)) {
-                        if !files.contains(&file) {
+                        if files.len() <= CONFIG_FILES_MAX && !files.contains(&file) {
                             named.insert(file.clone());
                             files.push(file);
                         }
@@ -83,10 +93,17 @@ pub(super) fn configuration(host: &Host, sink: &mut Sink) -> BTreeSet<Vec<u8>> {
     for path in named.iter().filter(|path| !path.starts_with(b"/etc/ssh/")).take(NAMED_FILES_MAX) {
         tree(host, sink, Category::Ssh, path, 1, Read::Content);
     }
-    if named.len().max(patterns.len()) > NAMED_FILES_MAX {
+    let mut seen = BTreeSet::new();
+    patterns.retain(|pattern| pattern.as_slice() != b"none" && seen.insert(pattern.clone()));
+    if patterns.len() > PATTERNS_MAX {
+        let why = format!("sshd looks for keys in more than {PATTERNS_MAX} places; the rest was not looked at");
+        sink.cut(Category::AuthorizedKey, b"", why);
+        patterns.truncate(PATTERNS_MAX);
+    }
+    if named.len() > NAMED_FILES_MAX {
         sink.cut(Category::Ssh, b"", format!("sshd's configuration names more than {NAMED_FILES_MAX} files"));
     }
-    patterns.into_iter().take(NAMED_FILES_MAX).collect()
+    patterns
 }
 
 fn folder_files(host: &Host, folder: &[u8]) -> Vec<Vec<u8>> {
@@ -134,10 +151,10 @@ fn words(line: &[u8]) -> Vec<Vec<u8>> {
 }
 
 /// Which files hold the keys of which users.
-pub(super) fn key_files(users: &[User], patterns: &BTreeSet<Vec<u8>>) -> BTreeMap<Vec<u8>, BTreeSet<Vec<u8>>> {
+pub(super) fn key_files(users: &[User], patterns: &[Vec<u8>]) -> BTreeMap<Vec<u8>, BTreeSet<Vec<u8>>> {
     let mut files: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
     for user in users {
-        for pattern in patterns.iter().filter(|pattern| pattern.as_slice() != b"none") {
+        for pattern in patterns {
             files.entry(expanded(pattern, user)).or_default().insert(user.name.clone());
         }
     }

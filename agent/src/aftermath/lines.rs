@@ -136,9 +136,9 @@ pub(super) fn sudoers(host: &Host, sink: &mut Sink) {
                     return;
                 }
                 sink.add(Item::new(category, &path, Vec::new()).part(shown(&line)));
-                found.extend(
-                    included(&path, &line).filter(|include| !found.contains(include)).into_iter().collect::<Vec<_>>(),
-                );
+                let new = included(&path, &line).filter(|include| !found.contains(include));
+                // One more than the limit is enough to notice that it is passed.
+                found.extend(new.filter(|_| found.len() <= SUDOERS_FILES_MAX));
             }
         }
     }

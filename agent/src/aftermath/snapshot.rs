@@ -151,10 +151,16 @@ impl Snapshot {
     /// Adds what another look found in other categories, such as the walk to the settings.
     pub fn join(mut self, other: Self) -> Self {
         self.items.extend(other.items);
-        self.items.sort_by(|a, b| a.id().cmp(&b.id()));
+        self.put_in_order();
         self.cuts.extend(other.cuts);
         self.took_us = self.took_us.saturating_add(other.took_us);
         self
+    }
+
+    /// Sorts, keeping the order of what has one identity, and drops what was found twice by two ways.
+    pub(super) fn put_in_order(&mut self) {
+        self.items.sort_by(|a, b| a.id().cmp(&b.id()));
+        self.items.dedup();
     }
 
     /// For the state folder. Keep the SHA-256 of it in the record: the session's root can write to the folder.
@@ -166,7 +172,7 @@ impl Snapshot {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, SnapshotError> {
         let mut snapshot = Self::decode(zstd::bulk::decompress(bytes, STORED_MAX)?.as_slice())?;
         // The comparison rests on the order, and the bytes may come from anybody.
-        snapshot.items.sort_by(|a, b| a.id().cmp(&b.id()));
+        snapshot.put_in_order();
         Ok(snapshot)
     }
 }

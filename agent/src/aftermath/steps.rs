@@ -8,7 +8,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
-        mpsc::{Receiver, SyncSender, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
     thread,
     time::{Duration, Instant},
@@ -100,17 +100,18 @@ impl Runner {
                 self.take(sink);
                 Some(value)
             }
-            Err(_) => {
+            Err(error) => {
                 self.worker = None;
                 self.stuck += 1;
-                self.missed(scope, "did not answer in time")
+                let failed = error == RecvTimeoutError::Disconnected;
+                self.missed(scope, if failed { "failed; the agent's log says how" } else { "did not answer in time" })
             }
         }
     }
 
     /// What was found.
     pub(super) fn finish(mut self) -> Snapshot {
-        self.snapshot.items.sort_by(|a, b| a.id().cmp(&b.id()));
+        self.snapshot.put_in_order();
         self.snapshot.took_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.snapshot
     }
@@ -152,12 +153,17 @@ impl Runner {
     }
 
     fn missed<T>(&mut self, scope: Scope, why: &str) -> Option<T> {
+        self.say(scope, why);
+        None
+    }
+
+    /// Puts into the snapshot that a part was cut short.
+    pub(super) fn say(&mut self, scope: Scope, why: &str) {
         let why = match (scope.category, scope.place.is_empty()) {
             (category, true) => format!("{}: {why}", super::words::category_word(category)),
             (_, false) => why.to_owned(),
         };
         self.cut(Cut { category: scope.category.into(), place: bounded_key(&scope.place), why });
-        None
     }
 }
 
@@ -222,6 +228,7 @@ mod tests {
         let none: Option<()> = runner.run(scope(), Duration::from_secs(5), |_, _| panic!("on purpose"));
         assert_eq!(none, None);
         assert_eq!(runner.run(scope(), Duration::from_secs(5), |_, _| 7), Some(7));
+        assert_eq!(runner.finish().cuts[0].to_string(), "cron: failed; the agent's log says how");
     }
 
     #[test]

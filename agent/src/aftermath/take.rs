@@ -11,7 +11,7 @@ use super::{
     accounts::accounts,
     files::Host,
     kernel,
-    keys::{configuration, key_file, key_files},
+    keys::{configuration, default_patterns, key_file, key_files},
     lines::sudoers,
     places::{HOST, home, host_place, run_user},
     snapshot::{Cut, Snapshot},
@@ -99,8 +99,12 @@ impl Snapshot {
 
 /// Everything but the walk: first what is the host's, then what is its users', who can lay more traps.
 fn settings(runner: &mut Runner) {
-    let users = runner.run(about(Category::User), STEP_TIME, accounts).unwrap_or_default();
-    let patterns = runner.run(about(Category::Ssh), STEP_TIME, configuration).unwrap_or_default();
+    let users = runner.run(about(Category::User), STEP_TIME, accounts).unwrap_or_else(|| {
+        let scope = about(Category::Unspecified);
+        runner.say(scope, "what is in the users' homes was not looked at, because the users could not be read");
+        Vec::new()
+    });
+    let patterns = runner.run(about(Category::Ssh), STEP_TIME, configuration).unwrap_or_else(default_patterns);
     runner.run(about(Category::Sudoers), STEP_TIME, sudoers);
     runner.run(about(Category::Socket), STEP_TIME, sockets);
     runner.run(about(Category::KernelModule), STEP_TIME, kernel::modules);
@@ -114,14 +118,7 @@ fn settings(runner: &mut Runner) {
     }
     let files = key_files(&users, &patterns);
     if files.len() > KEY_FILES_MAX {
-        let why = move |_: &Host, sink: &mut super::snapshot::Sink| {
-            sink.cut(
-                Category::AuthorizedKey,
-                b"",
-                format!("more than {KEY_FILES_MAX} files with keys; the rest was left out"),
-            );
-        };
-        runner.run(about(Category::AuthorizedKey), STEP_TIME, why);
+        runner.say(about(Category::AuthorizedKey), "more files than can be read; the rest was left out");
     }
     for (path, whose) in files.into_iter().take(KEY_FILES_MAX) {
         let scope = Scope { category: Category::AuthorizedKey, place: path.clone() };

@@ -13,8 +13,12 @@ use super::{
     text::{short_hex, shown},
 };
 
-/// Endings of names that systemd makes for every login and service and that start nothing.
+/// Endings of the names under `/run` of what systemd makes for every login, and that starts nothing.
 const FLEETING: &[&[u8]] = &[b".scope", b".scope.d"];
+
+fn is_fleeting(category: Category, path: &[u8]) -> bool {
+    category == Category::Systemd && path.starts_with(b"/run/") && FLEETING.iter().any(|ending| path.ends_with(ending))
+}
 
 /// How much of a file is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,13 +81,14 @@ pub(super) fn children(
         sink.cut(category, path, format!("more than {limit} entries; the rest was not looked at"));
     }
     for name in names.names {
-        if FLEETING.iter().any(|ending| name.ends_with(ending)) {
+        let child = joined(path, &name);
+        if is_fleeting(category, &child) {
             continue;
         }
         if sink.over(category, path) {
             return;
         }
-        each(host, sink, &joined(path, &name));
+        each(host, sink, &child);
     }
 }
 

@@ -230,7 +230,7 @@ impl Btf {
                 .ok_or(BtfError::Damaged { what: "a member beyond four gigabits", at: 0 })?;
             current = found.type_id;
         }
-        if bits % 8 != 0 {
+        if !bits.is_multiple_of(8) {
             return Err(BtfError::Bitfield { name: structure.into(), member: path.into() });
         }
         Ok(Member { offset: bits / 8, size: self.size(current, DEPTH_MAX)? })

@@ -146,9 +146,7 @@ impl Kernel {
                 false
             }
         };
-        if !took_over {
-            load_new(&pins, options)?;
-        }
+        let function_exits = if took_over { None } else { Some(load_new(&pins, options)?) };
         for other in pins.remove_others()? {
             tracing::info!("detached the recording programs of another build, {other}");
         }
@@ -156,7 +154,7 @@ impl Kernel {
         let kernel = Self {
             maps: Maps::open(&pins)?,
             counters: maps::Counters::open(&pins)?,
-            info: info(took_over, terminals_by_syscall),
+            info: info(function_exits, terminals_by_syscall),
             pins,
             terminals_by_syscall,
         };
@@ -257,9 +255,11 @@ fn take_over(pins: &Pins, options: &Options) -> Result<bool, KernelError> {
     Ok(true)
 }
 
-fn load_new(pins: &Pins, options: &Options) -> Result<(), KernelError> {
+/// Loads the programs. Whether those at function exits are among them, and if not, why.
+fn load_new(pins: &Pins, options: &Options) -> Result<Verdict, KernelError> {
     let offsets = probe::offsets()?;
-    let by_syscall = probe::function_exits(&offsets) != Verdict::Works;
+    let function_exits = probe::function_exits(&offsets);
+    let by_syscall = function_exits != Verdict::Works;
     let filling = pins.begin()?;
     let loaded = load::load(&filling, options, &offsets, by_syscall, |maps| {
         let mut generation = [0; 16];
@@ -273,7 +273,8 @@ fn load_new(pins: &Pins, options: &Options) -> Result<(), KernelError> {
         }
         return Err(error);
     }
-    filling.finish(pins)
+    filling.finish(pins)?;
+    Ok(function_exits)
 }
 
 fn settings(options: &Options, open_slot: u32) -> Settings {
@@ -281,11 +282,16 @@ fn settings(options: &Options, open_slot: u32) -> Settings {
     Settings { account_uid: options.account_uid, open_slot, flags, reserved: 0 }
 }
 
-fn info(took_over: bool, terminals_by_syscall: bool) -> KernelInfo {
-    let verdict = if terminals_by_syscall {
-        probe::offsets().map_or(Verdict::Unknown(String::new()), |offsets| probe::function_exits(&offsets))
-    } else {
-        Verdict::Works
+/// `function_exits` is what was found when the programs were loaded; `None` where they were taken over.
+fn info(function_exits: Option<Verdict>, terminals_by_syscall: bool) -> KernelInfo {
+    let took_over = function_exits.is_none();
+    let verdict = match function_exits {
+        Some(verdict) => verdict,
+        None if !terminals_by_syscall => Verdict::Works,
+        None => match probe::offsets() {
+            Ok(offsets) => probe::function_exits(&offsets),
+            Err(error) => Verdict::Unknown(error.to_string()),
+        },
     };
     let (tier, tier_reason) = match probe::tier_of(&verdict) {
         // They were refused when the programs were loaded, and would be taken now.

@@ -133,6 +133,8 @@ const TABLE: [Row; Offsets::COUNT] = [
     row("driver_major", &[("tty_driver", "major")], 4, TERMINAL),
     row("driver_minor", &[("tty_driver", "minor_start")], 4, TERMINAL),
     row("pid_nr", &[("pid", "numbers.nr")], 4, TERMINAL),
+    row("pid_tasks", &[("pid", "tasks")], 0, TERMINAL),
+    row("task_pid_links", &[("task_struct", "pid_links")], 0, TERMINAL),
     row("regs_orig_ax", &[("pt_regs", "orig_ax")], 8, CALL),
     row("regs_di", &[("pt_regs", "di")], 8, CALL),
     row("regs_si", &[("pt_regs", "si")], 8, CALL),

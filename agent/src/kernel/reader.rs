@@ -32,7 +32,7 @@ use super::{
     pins::Pins,
     position::Position,
     ring::{Next, Ring},
-    sequence::{Missing, Track, Tracks},
+    sequence::{Lane, Missing, Track, Tracks},
 };
 use crate::recorder::source::{EventSource, Observed};
 
@@ -59,11 +59,11 @@ pub struct Reader {
     from_the_start: bool,
     counters: Counters,
     /// Numbers that were taken before this reader began, by ring and CPU.
-    before: BTreeMap<(u8, u32), u64>,
+    before: BTreeMap<Lane, u64>,
     /// Lost terminal bytes that gaps have named already.
-    named_bytes: BTreeMap<(u8, u32), u64>,
+    named_bytes: BTreeMap<Lane, u64>,
     /// The kernel's counts at an earlier drained round.
-    expected: Option<Vec<((u8, u32), u64)>>,
+    expected: Option<Vec<(Lane, u64)>>,
     compared: Instant,
     generation: [u8; 16],
     /// What the programs say about rare faults; passed on to `tracing`.
@@ -179,7 +179,7 @@ impl Reader {
 
     /// After a round that left the rings empty: names what is missing for good.
     fn settle(&mut self, out: &mut Vec<Observed>) {
-        let mut found: Vec<((u8, u32), Missing)> = Vec::new();
+        let mut found: Vec<(Lane, Missing)> = Vec::new();
         for (key, track) in &mut self.tracks {
             found.extend(track.settle().into_iter().map(|missing| (*key, missing)));
         }
@@ -202,7 +202,7 @@ impl Reader {
         }
     }
 
-    fn counts(&self) -> Result<Vec<((u8, u32), u64)>, KernelError> {
+    fn counts(&self) -> Result<Vec<(Lane, u64)>, KernelError> {
         let mut counts = Vec::new();
         for ring in RingName::ALL {
             let cpus = self.counters.read(ring)?;

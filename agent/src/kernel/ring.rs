@@ -88,7 +88,8 @@ impl Ring {
 
     /// Goes on from a position of an earlier reader. One outside of what the ring holds is refused.
     pub fn seek(&mut self, position: u64) -> bool {
-        let possible = position >= self.memory.consumer() && position <= self.memory.producer() && position % 8 == 0;
+        let held = self.memory.consumer()..=self.memory.producer();
+        let possible = held.contains(&position) && position.is_multiple_of(8);
         if possible {
             self.next = position;
         }

@@ -105,8 +105,11 @@ impl Track {
     }
 }
 
-/// The tracks of all rings and CPUs, keyed by ring index and CPU.
-pub type Tracks = BTreeMap<(u8, u32), Track>;
+/// Index of a ring, and a CPU: what numbers its records by itself.
+pub type Lane = (u8, u32);
+
+/// The tracks of all rings and CPUs.
+pub type Tracks = BTreeMap<Lane, Track>;
 
 #[cfg(test)]
 mod tests {

@@ -58,7 +58,7 @@ const COMMANDS_MAX: usize = 128;
 /// How the recorder works.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// zstd level. On exec events level 3 saves a tenth of level 1 for two thirds more time.
+    /// zstd level. On exec events level 3 makes frames 0 to 3 % smaller than level 1 and takes up to half as long again.
     pub level: i32,
     /// How long a caller waits before its event is withdrawn.
     pub give_up: Duration,
@@ -281,15 +281,19 @@ impl Recorder {
         self.inner.shared.stats().clone()
     }
 
-    /// Makes durable what was taken so far and what the source still has, then ends. Gives up after [`Options::give_up`]
-    /// if the spool refuses.
+    /// Makes durable what was taken so far and what the source still has, then ends. Gives up after twice
+    /// [`Options::give_up`]: a disk that does not answer must not keep the agent from ending.
     pub async fn stop(&self) {
         self.inner.shared.stopping.store(true, Ordering::Release);
         (self.inner.wake)();
+        // The thread drops its end last of all.
+        let mut durable = self.inner.durable.clone();
+        let ended = async { while durable.changed().await.is_ok() {} };
+        if timeout_at(Instant::now() + self.inner.give_up * 2, ended).await.is_err() {
+            return tracing::error!("the disk does not answer; the last events are left in the kernel's rings");
+        }
         let thread = self.inner.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(thread) = thread else { return };
-        let joined = tokio::task::spawn_blocking(move || thread.join()).await;
-        if !matches!(joined, Ok(Ok(()))) {
+        if thread.is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the recorder's thread ended by a panic");
         }
     }

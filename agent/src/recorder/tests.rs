@@ -290,6 +290,18 @@ async fn stop_writes_what_the_rings_still_hold() {
 }
 
 #[tokio::test]
+async fn a_disk_that_does_not_answer_does_not_keep_the_agent_from_ending() {
+    let disk = FakeDisk::default();
+    let (recorder, _reader) = start(&disk, None, options());
+    disk.set_hang(true);
+    recorder.record(None, alert("slow")).await.unwrap_err();
+    let began = Instant::now();
+    recorder.stop().await;
+    assert!(began.elapsed() < PATIENCE);
+    disk.set_hang(false);
+}
+
+#[tokio::test]
 async fn nothing_is_lost_or_twice_over_crashes_and_failing_disks() {
     let disk = FakeDisk::default();
     let source = FakeSource::default();

@@ -45,7 +45,6 @@ pub struct Worker {
     source: Box<dyn EventSource>,
     spool: Spool,
     commands: mpsc::Receiver<Command>,
-    publish: watch::Sender<(u64, Hash)>,
     shared: Arc<Shared>,
     options: Options,
     sealer: Sealer,
@@ -61,6 +60,8 @@ pub struct Worker {
     position: Vec<u8>,
     wall_offset_ns: Option<i64>,
     last_commit: Option<Instant>,
+    /// Dropped last, which says that the spool is closed.
+    publish: watch::Sender<(u64, Hash)>,
 }
 
 /// How far reading came.

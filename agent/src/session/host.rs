@@ -2,10 +2,12 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use breakglass_api::v1::LeftBehind;
 use uuid::Uuid;
 
 use super::{
     clock,
+    looks::Looks,
     machine::{Counts, Machine, MachineError},
     processes::{self, Hunt},
 };
@@ -21,15 +23,29 @@ pub struct Host {
     account: Account,
     tier: Tier,
     minimum: Tier,
+    looks: Looks,
     /// Where nothing could be loaded, the reason. None after unloading.
     kernel: Result<Mutex<Option<Kernel>>, String>,
 }
 
 impl Host {
     /// `kernel` is the loaded programs, or why there are none. No session is opened below `minimum`.
-    pub fn new(boot_id: [u8; 16], account: Account, kernel: Result<Kernel, String>, minimum: Tier) -> Self {
+    pub fn new(
+        boot_id: [u8; 16],
+        account: Account,
+        kernel: Result<Kernel, String>,
+        minimum: Tier,
+        looks: Looks,
+    ) -> Self {
         let tier = kernel.as_ref().map_or(Tier::None, |kernel| kernel.info().tier);
-        Self { boot_id, account, tier, minimum, kernel: kernel.map(|kernel| Mutex::new(Some(kernel))) }
+        Self { boot_id, account, tier, minimum, looks, kernel: kernel.map(|kernel| Mutex::new(Some(kernel))) }
+    }
+
+    /// Looks at the host while no session is open, for the comparison after the next one. Takes seconds.
+    pub fn look_at_rest(&self) {
+        if let Err(error) = self.looks.at_rest() {
+            tracing::warn!(%error, "the look at the host at rest cannot be kept");
+        }
     }
 
     /// Removes the programs from the kernel, for a stop after which nothing is to be recorded.
@@ -119,6 +135,16 @@ impl Machine for Host {
         live.sort_unstable();
         live.dedup_by_key(|process| process.tgid);
         live
+    }
+
+    fn look_before(&self, session: Uuid) {
+        if let Err(error) = self.looks.before(session) {
+            tracing::error!(%error, "the host cannot be compared after this session: there is no look from before");
+        }
+    }
+
+    fn left_behind(&self, session: Uuid) -> LeftBehind {
+        self.looks.after(session)
     }
 
     fn counts(&self) -> Counts {

@@ -1,5 +1,6 @@
 //! What a session does to the machine, as a seam: the manager decides, an implementation acts, a fake proves the decisions.
 
+use breakglass_api::v1::LeftBehind;
 use uuid::Uuid;
 
 use super::processes::Hunt;
@@ -58,6 +59,10 @@ pub trait Machine: Send + Sync + 'static {
     fn end_recording(&self, slot: u32) -> Result<(), MachineError>;
     /// Tasks of `slot` that are alive.
     fn live(&self, slot: u32) -> Vec<ProcessId>;
+    /// Looks at what could open a door later, before the session can change it. Takes tens of milliseconds.
+    fn look_before(&self, session: Uuid);
+    /// Looks again after the last process, and compares. Takes seconds.
+    fn left_behind(&self, session: Uuid) -> LeftBehind;
     /// What the kernel counted so far.
     fn counts(&self) -> Counts;
 }

@@ -13,7 +13,7 @@ use std::{
 use breakglass_api::v1::{
     AccountChanged, Alert, CloseCause, Process, SessionClosed, SessionOpened, SessionResumed, event::Body,
 };
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, task::JoinSet};
 use uuid::Uuid;
 
 use super::{
@@ -145,6 +145,8 @@ struct Inner<M, J> {
     active: Mutex<Option<Intent>>,
     view: StdMutex<View>,
     last_slot: StdMutex<u32>,
+    /// Comparisons that go on after their session was closed.
+    comparing: Mutex<JoinSet<()>>,
 }
 
 impl<M: Machine, J: Journal> Manager<M, J> {
@@ -158,6 +160,7 @@ impl<M: Machine, J: Journal> Manager<M, J> {
                 active: Mutex::new(None),
                 view: StdMutex::new(View { state: "locked", session: None }),
                 last_slot: StdMutex::new(0),
+                comparing: Mutex::new(JoinSet::new()),
             }),
         }
     }
@@ -204,6 +207,9 @@ impl<M: Machine, J: Journal> Manager<M, J> {
             .intents
             .write(&intent)
             .map_err(|e| SessionError::Failed(format!("no folder takes the session's note: {e}")))?;
+        // Not waited for: it is done long before ssh has shaken hands, and the operator must not wait.
+        let (this, session) = (self.clone(), intent.session);
+        tokio::spawn(async move { this.on_machine(move |m| m.look_before(session)).await });
         if let Err(error) = self.enable(&intent, grant).await {
             self.shut(&intent, CloseCause::OpenFailed, "").await;
             return Err(error);
@@ -345,9 +351,27 @@ impl<M: Machine, J: Journal> Manager<M, J> {
         if let Err(error) = self.inner.intents.clear() {
             tracing::error!(%error, "the session's note could not be removed; the next start will close it again");
         }
+        self.compare(intent.session).await;
         tracing::warn!(session = %intent.session, cause = cause.as_str_name(), killed = hunt.killed, "the session is closed");
         self.show("locked", None);
         closed
+    }
+
+    /// Records what the session left behind, once that is known. Nobody waits for it: the next session may open meanwhile.
+    async fn compare(&self, session: Uuid) {
+        let this = self.clone();
+        let mut comparing = self.inner.comparing.lock().await;
+        while comparing.try_join_next().is_some() {}
+        comparing.spawn(async move {
+            let left = this.on_machine(move |m| m.left_behind(session)).await;
+            this.note(Some(session), Body::LeftBehind(left)).await;
+        });
+    }
+
+    /// Waits for the comparisons of closed sessions, which take seconds.
+    pub async fn settle(&self) {
+        let mut comparing = self.inner.comparing.lock().await;
+        while comparing.join_next().await.is_some() {}
     }
 
     /// Locks now, or says so loudly and goes on trying until it holds.

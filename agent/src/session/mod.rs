@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod host;
 pub mod intent;
+pub mod looks;
 pub mod machine;
 pub mod manager;
 pub mod processes;

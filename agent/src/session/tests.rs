@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use breakglass_api::v1::{CloseCause, event::Body};
+use breakglass_api::v1::{CloseCause, LeftBehind, event::Body};
 use uuid::Uuid;
 
 use super::{
@@ -82,6 +82,13 @@ impl Machine for FakeMachine {
     fn live(&self, _: u32) -> Vec<ProcessId> {
         (0..*self.live.lock().unwrap()).map(|n| ProcessId { tgid: n + 2, start_ns: 1 }).collect()
     }
+    fn look_before(&self, _: Uuid) {
+        let _ = self.act("look");
+    }
+    fn left_behind(&self, _: Uuid) -> LeftBehind {
+        let _ = self.act("compare");
+        LeftBehind::default()
+    }
     fn counts(&self) -> Counts {
         Counts::default()
     }
@@ -103,6 +110,7 @@ impl Journal for FakeJournal {
             Body::SessionResumed(_) => "record resumed".into(),
             Body::AccountChanged(c) => format!("record account {}", if c.enabled { "on" } else { "off" }),
             Body::Alert(a) => format!("alert {}", a.code),
+            Body::LeftBehind(_) => "record left behind".into(),
             other => format!("{other:?}"),
         };
         self.log.lock().unwrap().push(name);
@@ -190,6 +198,11 @@ async fn recorded_before_enabled_and_locked_before_killed() {
     before(&log, "forbid", "kill");
     before(&log, "kill", "end");
     before(&log, "end", "record closed CLOSE_CAUSE_DEADLINE");
+    bench.manager.settle().await;
+    let log = bench.log();
+    before(&log, "look", "compare");
+    before(&log, "kill", "compare");
+    before(&log, "compare", "record left behind");
     assert!(!bench.noted());
 }
 

@@ -48,29 +48,29 @@ pub enum Ended {
 type Blocking<T> = JoinHandle<(SpoolReader, Result<T, SpoolError>)>;
 
 impl Connection<'_> {
-    /// Runs until something ends it. Gives the reader back, unless a panic took it.
-    pub async fn run(self, reader: SpoolReader, backoff: &mut Backoff) -> (Option<SpoolReader>, Ended) {
+    /// Runs until something ends it.
+    pub async fn run(self, reader: SpoolReader, backoff: &mut Backoff) -> Ended {
         let stream = reader.oldest_stream();
         let mut stopped = self.stopped.clone();
         let opened = tokio::select! {
             opened = self.open(&stream) => opened,
-            _ = stopped.wait_for(|stop| *stop) => return (Some(reader), Ended::Stopped),
+            _ = stopped.wait_for(|stop| *stop) => return Ended::Stopped,
         };
         let (link, welcome) = match opened {
             Ok(opened) => opened,
-            Err(error) => return (Some(reader), Ended::Failed(error)),
+            Err(error) => return Ended::Failed(error),
         };
-        let (mut reader, checked) = check(reader, stream, welcome).await;
-        let begin = match checked {
-            Ok(begin) => begin,
-            Err(error) => return (reader, Ended::Failed(error)),
+        let (reader, begin) = match check(reader, stream, welcome).await {
+            Ok(checked) => checked,
+            Err(error) => return Ended::Failed(error),
         };
         backoff.reset();
         self.shared.update(|status| (status.connected, status.error, status.fork) = (true, None, false));
-        tracing::info!(url = self.url, from = begin.acked + 1, "connected to the collector");
-        let mut pump = Pump::new(&self, stream, begin, reader.take(), link);
+        tracing::info!(url = self.url, from = begin.next, "connected to the collector");
+        let mut pump = Pump::new(&self, stream, begin, reader, link);
         let ended = pump.run(stopped).await;
-        (pump.take_reader().await, ended)
+        pump.settle().await;
+        ended
     }
 
     async fn open(&self, stream: &StreamInfo) -> Result<(Link, Welcome), ShipError> {
@@ -125,21 +125,21 @@ async fn check(
     mut reader: SpoolReader,
     stream: StreamInfo,
     welcome: Welcome,
-) -> (Option<SpoolReader>, Result<Begin, ShipError>) {
-    if welcome.last_seq == 0 {
-        let begin = Begin { acked: 0, hash: [0; 32], next: stream.oldest_seq.max(1) };
-        return (Some(reader), Ok(begin));
-    }
+) -> Result<(SpoolReader, Begin), ShipError> {
     let seq = welcome.last_seq;
+    if seq == 0 {
+        return Ok((reader, Begin { acked: 0, hash: [0; 32], next: stream.oldest_seq.max(1) }));
+    }
     let looked = tokio::task::spawn_blocking(move || {
         let hash = reader.hash_of(stream.generation, seq);
         (reader, hash)
     });
-    let (reader, found) = match looked.await {
-        Ok((reader, found)) => (Some(reader), found),
-        Err(error) => return (None, Err(ShipError::Protocol(format!("reading the spool failed: {error}")))),
-    };
-    (reader, found.map_err(ShipError::from).and_then(|hash| compare(&stream, seq, &welcome.last_hash, hash)))
+    let (reader, found) = looked.await.map_err(|_| interrupted())?;
+    Ok((reader, compare(&stream, seq, &welcome.last_hash, found?)?))
+}
+
+fn interrupted() -> ShipError {
+    ShipError::Stream("reading the spool was interrupted".into())
 }
 
 fn compare(stream: &StreamInfo, seq: u64, theirs: &[u8], ours: Option<Hash>) -> Result<Begin, ShipError> {
@@ -157,6 +157,8 @@ struct Pump<'a> {
     options: &'a Options,
     shared: &'a Arc<Shared>,
     durable: watch::Receiver<(u64, Hash)>,
+    /// Whether the recorder still runs.
+    recording: bool,
     stream: StreamInfo,
     outbox: mpsc::Sender<AgentMessage>,
     inbox: tonic::Streaming<CollectorMessage>,
@@ -190,26 +192,21 @@ enum Event {
 }
 
 impl<'a> Pump<'a> {
-    fn new(
-        connection: &Connection<'a>,
-        stream: StreamInfo,
-        begin: Begin,
-        reader: Option<SpoolReader>,
-        link: Link,
-    ) -> Self {
+    fn new(connection: &Connection<'a>, stream: StreamInfo, begin: Begin, reader: SpoolReader, link: Link) -> Self {
         let pace = &connection.options.pace;
         let now = Instant::now();
         let mut pump = Self {
             options: connection.options,
             shared: connection.shared,
             durable: connection.durable.clone(),
+            recording: true,
             stream,
             outbox: link.outbox,
             inbox: link.inbox,
             window: Window::new(pace.window_frames, pace.window_bytes, begin.acked),
             next: begin.next,
             backlog: VecDeque::new(),
-            reader,
+            reader: Some(reader),
             busy: None,
             to_note: None,
             last_heard: now,
@@ -279,7 +276,7 @@ impl<'a> Pump<'a> {
             message = self.inbox.message() => Event::Message(message),
             worked = work(busy), if busy.is_some() => Event::Worked(worked),
             permit = outbox.reserve_owned(), if can_send => Event::MaySend(permit.ok()),
-            changed = self.durable.changed(), if all_read => Event::Durable(changed.is_ok()),
+            changed = self.durable.changed(), if all_read && self.recording => Event::Durable(changed.is_ok()),
             () = sleep_until(tick) => Event::Tick,
             _ = stopped.wait_for(|stop| *stop) => Event::Stop,
         }
@@ -289,28 +286,30 @@ impl<'a> Pump<'a> {
     fn handle(&mut self, event: Event) -> Result<bool, ShipError> {
         match event {
             Event::Message(message) => self.message(received(message)?)?,
-            Event::Worked(None) => return Err(ShipError::Stream("reading the spool was interrupted".into())),
+            Event::Worked(None) => {
+                self.busy = None;
+                return Err(interrupted());
+            }
             Event::Worked(Some((reader, result))) => {
                 self.reader = Some(reader);
                 self.busy = None;
-                self.adopt(result?)?;
+                self.adopt(result?);
             }
             Event::MaySend(None) => return Err(ShipError::Stream("closed".into())),
             Event::MaySend(Some(permit)) => self.send(permit),
-            Event::Durable(true) => {}
-            // The recorder has ended: nothing more will come, what is there was read.
-            Event::Durable(false) | Event::Stop => return Ok(false),
+            // Once the recorder has ended nothing more comes; what was sent may still be acknowledged.
+            Event::Durable(alive) => self.recording = alive,
+            Event::Stop => return Ok(false),
             Event::Tick => self.tick()?,
         }
         Ok(true)
     }
 
-    fn adopt(&mut self, frames: Vec<Stored>) -> Result<(), ShipError> {
+    fn adopt(&mut self, frames: Vec<Stored>) {
         if let Some(last) = frames.last() {
             self.next = last.seq + 1;
             self.backlog.extend(frames);
         }
-        Ok(())
     }
 
     fn send(&mut self, permit: mpsc::OwnedPermit<AgentMessage>) {
@@ -367,23 +366,19 @@ impl<'a> Pump<'a> {
         Ok(())
     }
 
-    /// The reader, once whatever it is doing is done.
-    async fn take_reader(mut self) -> Option<SpoolReader> {
+    /// Finishes what is under way and notes what was acknowledged last.
+    async fn settle(mut self) {
         if self.busy.is_some()
             && let Some((reader, _)) = work(&mut self.busy).await
         {
             self.reader = Some(reader);
         }
-        let mut reader = self.reader.take()?;
-        let Some((seq, hash)) = self.to_note else { return Some(reader) };
+        let (Some(mut reader), Some((seq, hash))) = (self.reader.take(), self.to_note) else { return };
         let generation = self.stream.generation;
-        let noted = tokio::task::spawn_blocking(move || {
-            if let Err(error) = reader.acknowledge(generation, seq, hash) {
-                tracing::warn!(%error, "what the collector has could not be noted");
-            }
-            reader
-        });
-        noted.await.ok()
+        let noted = tokio::task::spawn_blocking(move || reader.acknowledge(generation, seq, hash)).await;
+        if let Ok(Err(error)) = noted {
+            tracing::warn!(%error, "what the collector has could not be noted");
+        }
     }
 }
 

@@ -199,7 +199,7 @@ impl Shipper {
         let status = Mutex::new(ShipStatus { acked_seq, ..ShipStatus::default() });
         let shared = Arc::new(Shared { status, acked: publish });
         let (stop, stopped) = watch::channel(false);
-        let worker = Worker { options, durable, reader: Some(reader), stopped, shared: shared.clone() };
+        let worker = Worker { options, durable, reader, stopped, shared: shared.clone() };
         let task = Some(tokio::spawn(worker.run()));
         Self { shared, acked, stop, task }
     }
@@ -247,8 +247,7 @@ impl Drop for Shipper {
 struct Worker {
     options: Options,
     durable: watch::Receiver<(u64, Hash)>,
-    /// Absent only while a connection has it.
-    reader: Option<SpoolReader>,
+    reader: SpoolReader,
     stopped: watch::Receiver<bool>,
     shared: Arc<Shared>,
 }
@@ -260,8 +259,7 @@ impl Worker {
         while !*self.stopped.borrow() {
             let Some(url) = self.options.urls.get(turn % self.options.urls.len().max(1)).cloned() else { return };
             self.shared.update(|status| status.url.clone_from(&url));
-            let Some(ended) = self.attempt(&url, &mut backoff).await else { break };
-            let pause = match ended {
+            let pause = match self.attempt(&url, &mut backoff).await {
                 Ended::Stopped => break,
                 Ended::NextStream => continue,
                 Ended::Failed(error) => {
@@ -273,17 +271,15 @@ impl Worker {
             let _ = tokio::time::timeout(pause, self.stopped.wait_for(|stop| *stop)).await;
         }
         self.shared.update(|status| status.connected = false);
-        if let Some(mut reader) = self.reader.take() {
-            let flushed = tokio::task::spawn_blocking(move || reader.flush()).await;
-            if let Ok(Err(error)) = flushed {
-                tracing::warn!(%error, "what the collector acknowledged is not written down");
-            }
+        let mut reader = self.reader;
+        let flushed = tokio::task::spawn_blocking(move || reader.flush()).await;
+        if let Ok(Err(error)) = flushed {
+            tracing::warn!(%error, "what the collector acknowledged is not written down");
         }
     }
 
-    /// One connection from beginning to end. `None` if the reader is lost, which only a panic can do.
-    async fn attempt(&mut self, url: &str, backoff: &mut Backoff) -> Option<Ended> {
-        let reader = self.reader.take()?;
+    /// One connection from beginning to end.
+    async fn attempt(&mut self, url: &str, backoff: &mut Backoff) -> Ended {
         let connection = Connection {
             url,
             options: &self.options,
@@ -291,10 +287,9 @@ impl Worker {
             stopped: self.stopped.clone(),
             shared: &self.shared,
         };
-        let (reader, ended) = connection.run(reader, backoff).await;
-        self.reader = reader;
+        let ended = connection.run(self.reader.another(), backoff).await;
         self.shared.update(|status| status.connected = false);
-        Some(ended)
+        ended
     }
 
     /// Says once what is wrong, until it changes.

@@ -42,7 +42,8 @@
 //!
 //! # Recovery, on [`Spool::open`]
 //!
-//! 1. A committed `repair/` is finished, an uncommitted one removed. Segments that `acked` covers entirely are deleted.
+//! 1. A committed `repair/` is finished, an uncommitted one removed. Segments that `acked` covers entirely are deleted,
+//!    but for the newest of them, with which the chain is tied to what follows.
 //! 2. Every frame is checked: structure, hash, stream, sequence, hash of the frame before.
 //! 3. Bytes at the very end that are no whole frame, with no valid frame behind them, were never reported durable: cut.
 //!    So are frames at the end of the last stream that miss the last frame of their group. Both are in [`Recovery`].

@@ -7,6 +7,8 @@ use breakglass_api::{
     v1::{Batch, event::Body},
 };
 
+use proptest::prelude::*;
+
 use super::{
     Limits, Spool, SpoolError,
     fake::FakeDisk,
@@ -321,4 +323,46 @@ fn the_real_disk_keeps_frames_reserves_space_and_locks() {
     let (spool, recovery) = Spool::open(&dir, limits).unwrap();
     assert_eq!((recovery.last_seq, recovery.last_hash, recovery.new_stream), (end.seq, end.hash, false));
     assert_eq!(marks(&spool, 1), [1, 2, 3, 4, 5, 6]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    /// Whatever happened to the files, the spool opens, what it says is a chain, and a second opening finds nothing.
+    #[test]
+    fn any_damage_is_repaired_once(
+        hits in prop::collection::vec((0usize..8, any::<u16>(), 0u8..4, any::<u8>()), 1..6),
+        drop_meta in any::<bool>(),
+    ) {
+        let disk = FakeDisk::default();
+        let (mut spool, _) = open(&disk);
+        fill(&mut spool, 1..=12);
+        drop(spool);
+        for (file, at, kind, value) in hits {
+            let files: Vec<_> = disk.files().into_iter().filter(|path| path.extension().is_some_and(|e| e == "seg")).collect();
+            let Some(path) = files.get(file % files.len().max(1)) else { continue };
+            disk.damage(path, |bytes| {
+                let at = usize::from(at) % bytes.len().max(1);
+                match kind {
+                    0 => bytes.truncate(at),
+                    1 => bytes.insert(at, value),
+                    2 => drop(bytes.drain(..at)),
+                    _ => bytes.iter_mut().skip(at).take(usize::from(value)).for_each(|byte| *byte = value),
+                }
+            });
+        }
+        if drop_meta {
+            disk.damage(&Path::new(DIR).join("meta"), Vec::clear);
+        }
+        let (mut spool, _) = open(&disk);
+        for generation in 1..=spool.durable().generation {
+            prop_assert!(marks(&spool, generation).iter().filter(|mark| **mark <= 12).is_sorted());
+        }
+        fill(&mut spool, 13..=14);
+        let end = spool.durable();
+        drop(spool);
+        let (spool, again) = open(&disk);
+        prop_assert_eq!(again.damage, vec![]);
+        prop_assert_eq!(spool.durable(), end);
+    }
 }

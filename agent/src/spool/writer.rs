@@ -58,6 +58,16 @@ pub struct Next {
     pub prev: Hash,
 }
 
+fn report(recovery: &Recovery) {
+    for cut in &recovery.cut {
+        let (file, offset, bytes) = (cut.file.display(), cut.offset, cut.bytes);
+        tracing::info!(%file, offset, bytes, "cut what was not durable when the machine or the agent stopped");
+    }
+    for damage in &recovery.damage {
+        tracing::error!("{}", damage.describe());
+    }
+}
+
 impl Spool {
     /// Opens the spool in `dir`, which is made if it is not there.
     pub fn open(dir: &Path, limits: Limits) -> Result<(Self, Recovery), SpoolError> {
@@ -70,6 +80,7 @@ impl Spool {
         let lock = disk.lock(&dir.join(LOCK)).map_err(E::io("lock", dir.join(LOCK)))?;
         let lock = lock.ok_or_else(|| E::Locked(dir.to_owned()))?;
         let (shared, recovery) = recover(&disk, dir, &limits)?;
+        report(&recovery);
         let segment = shared.index().segments.last_key_value().map(|(id, info)| (*id, info.bytes));
         let open = match segment {
             Some((id, _)) => {

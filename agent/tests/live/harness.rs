@@ -14,7 +14,7 @@ use breakglass_agent::{
 use breakglass_api::v1::{self, event::Body};
 
 /// How long anything may take to show up.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_secs(120);
 /// What a read may return, bytes.
 const READ_BYTES: usize = 1 << 20;
 
@@ -177,7 +177,7 @@ impl Recording {
     /// Waits for the end of a process.
     pub fn until_exit_of(&mut self, pid: u32) -> v1::Exit {
         self.until("the exit", |seen| exit_of(seen, pid).is_some());
-        exit_of(&self.seen, pid).expect("just seen").clone()
+        *exit_of(&self.seen, pid).expect("just seen")
     }
 
     fn summary(&self) -> String {

@@ -176,3 +176,20 @@ fn somebody_elses_terminal_is_left_alone() {
     assert!(recording.output().is_empty());
     recording.kernel().end_session(11).unwrap();
 }
+
+#[test]
+fn a_terminal_that_gets_another_session_leader_is_still_recorded() {
+    need_kernel!();
+    let mut recording = Recording::start();
+    recording.kernel().begin_session(12).unwrap();
+    // TIOCNOTTY, then TIOCSCTTY by a new leader; nothing is executed after the change.
+    let script = "exec perl -MPOSIX -e '$SIG{HUP} = \"IGNORE\"; ioctl(STDIN, 0x5422, 0); if (!fork) { POSIX::setsid(); \
+                  ioctl(STDIN, 0x540e, 0) or die; syswrite(STDOUT, \"taken over\\n\"); exit } wait'";
+    let mut screen = Screen::start(&mut recording, script);
+    screen.until_end();
+    recording.until_exit_of(screen.child.id());
+    recording.settle();
+    assert!(screen.shown.ends_with(b"taken over\r\n"), "{}", String::from_utf8_lossy(&screen.shown));
+    assert_eq!(String::from_utf8_lossy(&recording.output()), String::from_utf8_lossy(&screen.shown));
+    recording.kernel().end_session(12).unwrap();
+}

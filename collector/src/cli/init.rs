@@ -8,6 +8,8 @@ use clap::Args;
 
 use crate::pki::{Authority, create_private_dir, write_new, write_private};
 use crate::settings::{Layout, Settings};
+use crate::tlog::note::{KeyType, NoteKey};
+use crate::tlog::settings::LogSettings;
 
 #[derive(Debug, Args)]
 pub struct Init {
@@ -23,12 +25,18 @@ pub struct Init {
     /// A further DNS name or address that the certificate is good for; may be given more than once.
     #[arg(long = "san", value_name = "NAME")]
     sans: Vec<String>,
+    /// The transparency log's name, for ever: best a URL without its scheme that nobody else uses. [default: NAME/log]
+    #[arg(long, value_name = "ORIGIN")]
+    log_origin: Option<String>,
+    /// Serve the transparency log over HTTP here. It is kept in any case.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    log_listen: Option<SocketAddr>,
 }
 
 impl Init {
     pub fn run(&self) -> anyhow::Result<()> {
         let layout = Layout::new(&self.dir);
-        for path in [layout.config(), layout.ca_cert(), layout.ca_key()] {
+        for path in [layout.config(), layout.ca_cert(), layout.ca_key(), layout.log_key()] {
             if path.exists() {
                 bail!("{} exists already: this folder holds a collector, and nothing was changed", path.display());
             }
@@ -36,7 +44,10 @@ impl Init {
         // Everything that can be refused is tried before anything is written.
         let (ca, root) = Authority::create()?;
         let leaf = ca.issue_collector(&self.name, &self.all_sans())?;
-        let settings = Settings { name: self.name.clone(), listen: self.listen };
+        let origin = self.log_origin.clone().unwrap_or_else(|| format!("{}/log", self.name));
+        let log_key = NoteKey::generate(&origin, KeyType::Note).context("--log-origin")?;
+        let log = LogSettings { origin, listen: self.log_listen, ..LogSettings::default() };
+        let settings = Settings { name: self.name.clone(), listen: self.listen, log };
         let config = toml::to_string(&settings).context("cannot write the settings")?;
 
         create_private_dir(&self.dir)?;
@@ -45,9 +56,10 @@ impl Init {
         write_new(&layout.ca_cert(), &root.cert_pem)?;
         write_private(&layout.key(), &leaf.key_pem)?;
         write_new(&layout.cert(), &leaf.cert_pem)?;
+        write_private(&layout.log_key(), &log_key.to_secret())?;
         // Last: with this file the folder is complete.
         write_new(&layout.config(), &config)?;
-        self.explain();
+        self.explain(&log_key);
         Ok(())
     }
 
@@ -63,7 +75,7 @@ impl Init {
         sans
     }
 
-    fn explain(&self) {
+    fn explain(&self, log_key: &NoteKey) {
         let dir = self.dir.display();
         println!(
             "The collector {name} is ready in {dir}.\n\n\
@@ -72,8 +84,11 @@ impl Init {
              \x20                then copy the folder web1 to the host as /etc/breakglass/host\n\
              Enrol a person:  breakglass-collector enroll person alice --role reviewer --dir {dir} --out alice\n\
              \x20                then: breakglass --config alice/config.toml sessions\n\n\
+             Its transparency log is verified with this key; give it to auditors and witnesses:\n\n\
+             \x20   {log}\n\n\
              {dir}/ca.key signs every certificate: keep a copy offline, and remove it here when nobody has to be enrolled.",
             name = self.name,
+            log = log_key.public(),
         );
     }
 }

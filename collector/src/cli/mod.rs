@@ -2,6 +2,8 @@
 
 mod enroll;
 mod init;
+mod log;
+mod witness;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -43,6 +45,17 @@ enum Command {
     /// Build every index again from the raw frames. The collector must not be running.
     #[command(after_help = "Example:\n  breakglass-collector reindex --dir /var/lib/breakglass-collector")]
     Reindex(Folder),
+    /// Look at the transparency log.
+    #[command(subcommand)]
+    Log(log::Log),
+    /// Cosign the transparency logs of others, as long as they only grow.
+    #[command(
+        args_conflicts_with_subcommands = true,
+        after_help = "Examples:\n  breakglass-collector witness init --dir /var/lib/breakglass-witness --name witness.example.org/w1 \\\n      \
+        --log 'collector.example.org/log+1a2b3c4d+AT...'\n  \
+        breakglass-collector witness --dir /var/lib/breakglass-witness --listen 0.0.0.0:7446"
+    )]
+    Witness(witness::Witness),
 }
 
 /// The collector's folder.
@@ -89,6 +102,8 @@ fn run(command: Command) -> anyhow::Result<()> {
             let layout = Layout::new(&folder.dir);
             runtime()?.block_on(reindex(&layout))
         }
+        Command::Log(log) => log.run(),
+        Command::Witness(witness) => witness.run(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Reads the rows that a pass may change, before it changes them.
 
 use std::collections::HashSet;
+use std::collections::hash_map::Entry;
 
 use breakglass_api::v1::event::Body;
 use sqlx::sqlite::SqliteRow;
@@ -24,9 +25,8 @@ pub async fn begin(connection: &mut SqliteConnection) -> sqlx::Result<Working> {
 pub async fn refer(connection: &mut SqliteConnection, working: &mut Working, frames: &[Decoded]) -> sqlx::Result<()> {
     let mut sessions: HashSet<SessionKey> = HashSet::new();
     for frame in frames {
-        if !working.hosts.contains_key(&frame.host) {
-            let host = load_host(connection, frame.host).await?;
-            working.hosts.insert(frame.host, host);
+        if let Entry::Vacant(missing) = working.hosts.entry(frame.host) {
+            missing.insert(load_host(connection, frame.host).await?);
         }
         let open = working.hosts.get(&frame.host).and_then(|host| host.open);
         sessions.extend(open.map(|uuid| (frame.host, uuid)));
@@ -66,8 +66,8 @@ async fn refer_terminals(
         let rows = sqlx::query(query).bind(session).fetch_all(&mut *connection).await?;
         for row in rows {
             let key = (session, from_db(row.try_get("terminal")?));
-            if !working.terminals.contains_key(&key) {
-                working.terminals.insert(key, terminal_of(&row)?);
+            if let Entry::Vacant(missing) = working.terminals.entry(key) {
+                missing.insert(terminal_of(&row)?);
             }
         }
     }
@@ -132,6 +132,8 @@ pub fn session_of(row: &SqliteRow) -> sqlx::Result<SessionState> {
         alerts: count("alerts")?,
         first_arrival: row.try_get("first_arrival")?,
         last_arrival: row.try_get("last_arrival")?,
+        first_line: row.try_get("first_line")?,
+        last_line: row.try_get("last_line")?,
     })
 }
 

@@ -40,6 +40,10 @@ const PACE: Duration = Duration::from_millis(20);
 /// Pause after the index could not be written.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// SQLite's result codes for a file that is not what it should be: SQLITE_ERROR (a table is missing), SQLITE_CORRUPT and
+/// SQLITE_NOTADB.
+const DAMAGE: [i32; 3] = [1, 11, 26];
+
 /// Why the index cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum IndexError {
@@ -57,6 +61,25 @@ pub enum IndexError {
         /// Why.
         source: std::io::Error,
     },
+}
+
+impl IndexError {
+    /// Whether the file is not an index of this version: damaged, another program's, or a later version's.
+    fn is_damage(&self) -> bool {
+        let source = match self {
+            IndexError::Open(OpenError::Newer { .. }) => return true,
+            IndexError::Open(OpenError::Open { source, .. }) | IndexError::Store(StoreError { source, .. }) => source,
+            IndexError::Replace { .. } => return false,
+        };
+        match source {
+            sqlx::Error::Database(error) => {
+                // The lowest byte is the code, the rest says more about it.
+                let code = error.code().and_then(|code| code.parse::<i32>().ok());
+                code.is_some_and(|code| DAMAGE.contains(&(code & 0xff)))
+            }
+            _ => false,
+        }
+    }
 }
 
 /// What was indexed.
@@ -91,7 +114,9 @@ impl Indexer {
         match Self::open_existing(&store, path).await {
             Ok(Some(indexer)) => return Ok(indexer),
             Ok(None) => tracing::warn!(path = %path.display(), "the index does not fit the frames; building it anew"),
-            Err(error) => tracing::warn!(%error, "the index cannot be used; building it anew"),
+            Err(error) if error.is_damage() => tracing::warn!(%error, "the index is damaged; building it anew"),
+            // A full disk or a missing permission is no reason to throw an index away.
+            Err(error) => return Err(error),
         }
         remove(path)?;
         match Self::open_existing(&store, path).await? {

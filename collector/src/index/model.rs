@@ -80,6 +80,9 @@ pub struct SessionState {
     pub alerts: u64,
     pub first_arrival: i64,
     pub last_arrival: i64,
+    /// 0 while there is no line.
+    pub first_line: i64,
+    pub last_line: i64,
 }
 
 /// A terminal's row.

@@ -78,8 +78,8 @@ pub struct SearchFilter {
     pub text: String,
     /// Only these hosts; `None`: all.
     pub hosts: Option<Vec<i64>>,
-    /// Only this session, by row.
-    pub session: Option<i64>,
+    /// Only this session.
+    pub session: Option<SessionState>,
     /// Only sessions of this operator.
     pub operator: Option<String>,
     /// Only lines from this time on, ns; 0: no bound.
@@ -253,6 +253,10 @@ impl IndexReader {
         );
         query.push_bind(trigrams(&filter.text));
         push_filter(&mut query, filter, "l.kind", "l.wall_ns");
+        if let Some(session) = &filter.session {
+            query.push(" AND f.rowid BETWEEN ").push_bind(session.first_line);
+            query.push(" AND ").push_bind(session.last_line);
+        }
         query.push(" ORDER BY f.rowid DESC");
         self.matching(query, filter, CANDIDATES_MAX).await
     }
@@ -308,8 +312,8 @@ fn push_hosts(query: &mut QueryBuilder<'_, Sqlite>, hosts: Option<&[i64]>) {
 
 fn push_filter(query: &mut QueryBuilder<'_, Sqlite>, filter: &SearchFilter, kind: &str, wall_ns: &str) {
     push_hosts(query, filter.hosts.as_deref());
-    if let Some(session) = filter.session {
-        query.push(" AND s.id = ").push_bind(session);
+    if let Some(session) = &filter.session {
+        query.push(" AND s.id = ").push_bind(session.row);
     }
     if let Some(operator) = &filter.operator {
         query.push(" AND s.operator = ").push_bind(operator.clone());

@@ -38,6 +38,9 @@ CREATE TABLE sessions (
     -- Arrival numbers of the frames that hold it.
     first_arrival   INTEGER NOT NULL,
     last_arrival    INTEGER NOT NULL,
+    -- Ids of its lines, to search in them alone.
+    first_line      INTEGER NOT NULL,
+    last_line       INTEGER NOT NULL,
     UNIQUE (host, uuid)
 ) STRICT;
 

@@ -78,7 +78,7 @@ impl Rig {
             "SELECT json_array(host, frames, events, hex(open_session)) FROM hosts",
             "SELECT json_array(id, hex(uuid), operator, hex(opened), opened_ns, deadline_ns, hex(closed), closed_ns, commands, execs,
              failed_commands, terminals, terminal_bytes, input_bytes, withheld_bytes, events, gaps, alerts, first_arrival,
-             last_arrival) FROM sessions",
+             last_arrival, first_line, last_line) FROM sessions",
             "SELECT json_array(id, pid, start_ns, wall_ns, arrival, place, failed, hex(event), hex(exit), exit_wall_ns) FROM commands",
             "SELECT json_array(id, session, terminal, number, output_bytes, input_bytes, first_ns, last_ns) FROM terminals",
             "SELECT json_array(id, kind, session, subject, wall_ns, text) FROM lines",

@@ -1,6 +1,8 @@
 //! Writes what a pass yielded, many rows in one statement where there are many.
 
 use sqlx::SqliteConnection;
+use std::collections::HashMap;
+
 use sqlx::query::Query;
 use sqlx::sqlite::{Sqlite, SqliteArguments};
 
@@ -18,8 +20,13 @@ pub async fn apply(connection: &mut SqliteConnection, working: &mut Working, cha
     insert_commands(connection, &changes.commands).await?;
     insert_lines(connection, &changes.lines).await?;
     end_commands(connection, working, changes).await?;
+    let lines = line_ranges(changes);
     for key in &changes.sessions {
-        if let Some(session) = working.sessions.get(key) {
+        if let Some(session) = working.sessions.get_mut(key) {
+            if let Some((first, last)) = lines.get(&session.row) {
+                session.first_line = if session.first_line == 0 { *first } else { session.first_line };
+                session.last_line = *last;
+            }
             write_session(connection, *key, session).await?;
         }
     }
@@ -38,6 +45,16 @@ pub async fn apply(connection: &mut SqliteConnection, working: &mut Working, cha
         write_terminal(connection, working, *key).await?;
     }
     Ok(())
+}
+
+/// The first and the last new line of each session, by the session's row.
+fn line_ranges(changes: &Changes) -> HashMap<i64, (i64, i64)> {
+    let mut ranges = HashMap::new();
+    for line in &changes.lines {
+        // Ids only grow.
+        ranges.entry(line.session).or_insert((line.id, line.id)).1 = line.id;
+    }
+    ranges
 }
 
 /// Runs `head VALUES (…), (…)` over all of `rows`; `bind` binds one row's `columns`.
@@ -138,7 +155,8 @@ async fn write_session(
     sqlx::query(
         "INSERT OR REPLACE INTO sessions (id, uuid, host, operator, opened, opened_ns, deadline_ns, closed, closed_ns,
          commands, execs, failed_commands, terminals, terminal_bytes, input_bytes, withheld_bytes, events, gaps, alerts,
-         first_arrival, last_arrival) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         first_arrival, last_arrival, first_line, last_line)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(session.row)
     .bind(uuid.as_slice())
@@ -161,6 +179,8 @@ async fn write_session(
     .bind(to_db(session.alerts))
     .bind(session.first_arrival)
     .bind(session.last_arrival)
+    .bind(session.first_line)
+    .bind(session.last_line)
     .execute(connection)
     .await?;
     Ok(())

@@ -35,7 +35,7 @@ impl QueryService {
         }
         let session = match request.session.is_empty() {
             true => None,
-            false => Some(self.resolve(&request.session, scope).await?.state.row),
+            false => Some(self.resolve(&request.session, scope).await?.state),
         };
         let kinds = request.kinds.iter().map(|kind| SearchKind::try_from(*kind));
         let kinds: Vec<SearchKind> =

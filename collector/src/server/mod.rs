@@ -24,6 +24,7 @@ use crate::presence::Presence;
 use crate::query::QueryService;
 use crate::settings::Layout;
 use crate::store::Store;
+use crate::tlog::LogService;
 
 /// How often a silent connection is probed, and how long the answer may take: a dead agent is noticed within 8 s.
 const PROBE_INTERVAL: Duration = Duration::from_secs(4);
@@ -46,6 +47,8 @@ pub async fn run(layout: &Layout, listen: Option<SocketAddr>) -> anyhow::Result<
     let (stop, stopping) = watch::channel(false);
     let (durable, followed) = watch::channel(store.last_arrival().await?);
     let indexer = Indexer::open(store.clone(), &layout.index_db()).await?;
+    let tlog = LogService::start(&layout.log(), &layout.log_key(), &settings.log, stopping.clone()).await?;
+    let log = tlog.log().clone();
 
     let presence = Presence::default();
     let (ingest, committer) = IngestService::start(store.clone(), presence.clone(), durable, stopping.clone());
@@ -62,13 +65,14 @@ pub async fn run(layout: &Layout, listen: Option<SocketAddr>) -> anyhow::Result<
     let served = serve(ingest, query, connections, signals, stop).await;
     accepting.abort();
     // The writer ends with the last connection, the indexer when the writer no longer announces anything.
-    for (part, task) in [("writer", committer), ("indexer", indexing)] {
+    for (part, task) in [("writer", committer), ("indexer", indexing)].into_iter().chain(tlog.into_tasks()) {
         match tokio::time::timeout(SHUTDOWN_MAX, task).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, part, "failed"),
             Err(_) => tracing::warn!(part, "did not end in time; nothing acknowledged is lost"),
         }
     }
+    log.close().await;
     if tokio::time::timeout(SHUTDOWN_MAX, store.close()).await.is_err() {
         tracing::warn!("the store is still being read; nothing acknowledged is lost");
     }
@@ -136,33 +140,33 @@ async fn serve(
 }
 
 /// Tells whoever started this that it is ready.
-fn announce(address: SocketAddr) -> anyhow::Result<()> {
+pub(crate) fn announce(address: SocketAddr) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "listening on {address}")
         .and_then(|()| stdout.flush())
         .context("cannot write to standard output")?;
     tracing::info!(%address, "listening");
     if let Err(error) = sd_notify::notify(false, &[NotifyState::Ready]) {
-        tracing::warn!(%error, "cannot tell the service manager that the collector is ready");
+        tracing::warn!(%error, "cannot tell the service manager that it is ready");
     }
     Ok(())
 }
 
 /// The signals that end the server.
-struct Signals {
+pub(crate) struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
 }
 
 impl Signals {
-    fn new() -> anyhow::Result<Self> {
+    pub(crate) fn new() -> anyhow::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate()).context("cannot handle SIGTERM")?,
             interrupt: signal(SignalKind::interrupt()).context("cannot handle SIGINT")?,
         })
     }
 
-    async fn wait(&mut self) -> &'static str {
+    pub(crate) async fn wait(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",

@@ -23,6 +23,7 @@ pub enum Line {
 }
 
 /// The transcript of one terminal as it grows.
+#[derive(Default)]
 pub struct Transcript {
     screen: Screen,
     typed: Typed,
@@ -33,12 +34,6 @@ pub struct Transcript {
 struct Saved {
     screen: screen::Saved,
     typed: Typed,
-}
-
-impl Default for Transcript {
-    fn default() -> Self {
-        Self { screen: Screen::new(), typed: Typed::default() }
-    }
 }
 
 impl Transcript {

@@ -151,7 +151,7 @@ impl Lines {
             return;
         }
         let now = rows_of(terminal.screen());
-        let before = std::mem::replace(&mut self.seen, Vec::new());
+        let before = std::mem::take(&mut self.seen);
         for (row, old) in before.iter().enumerate() {
             // Rows move up by as many as scrolled off the top.
             let new = evicted.get(row).or_else(|| now.get(row - evicted.len().min(row)));

@@ -48,6 +48,12 @@ async fn a_frame_sent_again_is_acknowledged_again_and_stored_once() {
     let hosts = reviewer.list_hosts(ListHostsRequest {}).await.unwrap().into_inner().hosts;
     assert_eq!((hosts[0].frames, hosts[0].events, hosts[0].connected), (5, 5, true));
     assert_eq!(hosts[0].hostname, "web1", "the name is the enrolled one, not the claimed one");
+    drop(agent);
+    eventually(async || {
+        let hosts = reviewer.list_hosts(ListHostsRequest {}).await.unwrap().into_inner().hosts;
+        (!hosts[0].connected).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -68,9 +68,13 @@ fn bad_configuration() -> Result<()> {
 fn busy_ports() -> Result<()> {
     Stack::with(Options::default(), |stack| {
         let busy = stack.collector_address.to_string();
-        let mut second = Command::new(&stack.binaries.collector);
-        second.arg("serve").arg("--dir").arg(stack.path("collector")).args(["--listen", &busy]);
-        expect_failure(&second.output()?, &[&busy])?;
+        let collector = |what: &str| {
+            let mut command = Command::new(&stack.binaries.collector);
+            command.arg(what).arg("--dir").arg(stack.path("second")).args(["--listen", &busy]);
+            command
+        };
+        machine::run(&mut collector("init"))?;
+        expect_failure(&collector("serve").output()?, &[&busy])?;
 
         stack.agent.stop()?;
         let config = fs::read_to_string(stack.path("agent.toml"))?;
@@ -145,7 +149,7 @@ fn full_disk() -> Result<()> {
         stack.relay.as_ref().context("no relay")?.cut();
         let mut terminal = stack.login(&opened)?;
         // Noise, so that compression does not help.
-        terminal.send("head -c 12000000 /dev/urandom | base64 -w 0; echo no''ise over\n")?;
+        terminal.send("head -c 12000000 /dev/urandom | base64; echo no''ise over\n")?;
         terminal.expect_within("noise over", poll::EVENTUALLY)?;
         terminal.send("exit\n")?;
         terminal.finish(poll::SOON)?;

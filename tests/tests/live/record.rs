@@ -42,8 +42,10 @@ fn ten_thousand_execs() -> Result<()> {
         ensure!(session.gaps == 0, "{} records are missing", session.gaps);
         let commands = stack.query()?.commands(&opened.session)?;
         expect_numbers(&numbers(&commands)?, MANY)?;
-        let unfinished = commands.iter().filter(|command| command.exec.is_some() && command.exit.is_none()).count();
-        ensure!(unfinished == 0, "{unfinished} commands have no exit");
+        let endless = commands.iter().filter(|command| command.exit.is_none());
+        let endless =
+            endless.filter(|command| command.exec.as_ref().is_some_and(|exec| exec.exe.ends_with(b"/bin/true")));
+        ensure!(endless.count() == 0, "a program that ended has no exit");
         Ok(())
     })
 }

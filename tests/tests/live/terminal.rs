@@ -132,8 +132,7 @@ fn expect_not_printed(stack: &Stack, session: &Session, password: &str) -> Resul
         &["events", id],
         &["events", id, "--json"],
         &["replay", id, "--raw"],
-        &["replay", id, "--raw", "--input"],
-        &["replay", id, "--json"],
+        &["replay", id, "--json", "--input"],
     ] {
         let printed = stack.reviewed(arguments)?;
         ensure!(!printed.contains(password), "{arguments:?} prints the password");

@@ -18,6 +18,7 @@ pub struct Tool {
 /// Needed to run a guest.
 pub const RUN_TOOLS: &[Tool] = &[
     Tool { program: "qemu-system-x86_64", package: "qemu-system-x86" },
+    Tool { program: "setpriv", package: "util-linux" },
     Tool { program: "mke2fs", package: "e2fsprogs" },
     Tool { program: "debugfs", package: "e2fsprogs" },
     Tool { program: "strip", package: "binutils" },

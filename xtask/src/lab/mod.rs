@@ -16,6 +16,7 @@ mod runner;
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Stdio,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -137,15 +138,23 @@ fn kernels(name: &str) -> Vec<Kernel> {
 
 fn shell(boot: &BootArgs) -> Result<()> {
     let kernel = *kernels(&boot.kernel).last().context("no such kernel")?;
-    let run =
-        "#!/bin/sh\nexport PS1='lab# '\nexec setsid --ctty --wait login -p -f root </dev/ttyS0 >/dev/ttyS0 2>&1\n";
     host::install_missing(host::RUN_TOOLS)?;
     let image = Image::prepare(&lab_folder()?, false)?;
     let run_folder = RunFolder::make(kernel)?;
-    let disk = run_folder.disk(&image, &payload::build()?, run)?;
+    let disk = run_folder.disk(&image, &payload::build()?, &shell_script())?;
     host::say(&format!("booting {}; Ctrl-A X switches the guest off", kernel.name));
     run_folder.machine(&image, kernel, boot, &disk)?.interact()?;
     run_folder.take_evidence(&disk)
+}
+
+/// A login on the serial console. A serial line does not carry the terminal's size, so it goes with the script.
+fn shell_script() -> String {
+    let size = host::run(host::command("stty").arg("size").stdin(Stdio::inherit())).unwrap_or_default();
+    let size = match size.trim().split_once(' ') {
+        Some((rows, columns)) => format!("stty -F /dev/ttyS0 rows {rows} columns {columns}\n"),
+        None => String::new(),
+    };
+    format!("#!/bin/sh\n{size}TERM=xterm exec setsid --ctty --wait login -p -f root </dev/ttyS0 >/dev/ttyS0 2>&1\n")
 }
 
 fn run_tests(args: &LabArgs) -> Result<()> {

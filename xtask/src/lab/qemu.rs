@@ -134,7 +134,9 @@ fn base_command(accelerator: Accelerator, kernel: &Path, initrd: &Path) -> Comma
         Accelerator::Kvm => ("kvm", "host"),
         Accelerator::Tcg | Accelerator::Auto => ("tcg,thread=multi", "max"),
     };
-    let mut command = host::command("qemu-system-x86_64");
+    // A guest that outlived a killed xtask would go on using the processors.
+    let mut command = host::command("setpriv");
+    command.args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"]);
     command.args(["-machine", "pc", "-accel", options, "-cpu", cpu, "-smp", PROCESSORS, "-m", MEMORY_MIB]);
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     command.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd);

@@ -1,6 +1,7 @@
 //! Every kind of door, planted and found, with the words that the review shows.
 
 use super::*;
+use crate::aftermath::Part;
 
 #[test]
 fn nothing_changed_is_nothing_reported() {
@@ -343,8 +344,7 @@ fn bpf_pins_but_not_our_own() {
 fn the_walk_made_at_rest_joins_the_settings_read_later() {
     let host = FakeHost::new();
     let part = |part| Limits { part, ..Limits::default() };
-    let joined =
-        host.take_with(part(super::super::Part::Settings)).join(host.take_with(part(super::super::Part::Walk)));
+    let joined = host.take_with(part(Part::Settings)).join(host.take_with(part(Part::Walk)));
     let stored = Snapshot::from_bytes(&joined.to_bytes().unwrap()).unwrap();
     assert_eq!(diff(&stored, &host.take()), (vec![], vec![]));
 }

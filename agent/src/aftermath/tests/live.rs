@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use super::*;
-use crate::aftermath::Category;
+use crate::aftermath::{Category, Part};
 
 /// Others may change the host between two looks; this often is enough for one quiet moment.
 const ATTEMPTS: u32 = 5;
@@ -20,6 +20,8 @@ fn two_looks_at_a_quiet_host_are_equal() {
         return;
     }
     let take = || Snapshot::take(Path::new("/"), Limits { time: TIME, ..Limits::default() });
+    let settings = Limits { part: Part::Settings, ..Limits::default() };
+    println!("{} µs for the settings alone", Snapshot::take(Path::new("/"), settings).took_us());
     let mut before = take();
     assert!(before.items.iter().any(|item| item.category() == Category::PrivilegedFile));
     assert!(before.items.iter().any(|item| item.category() == Category::User && item.part == "root"));

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::aftermath::Kind;
 
 /// No trap may take longer than this; the smallest of the limits that guard against them is far above what the rest takes.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -114,7 +115,7 @@ fn a_flood_of_files_hides_nothing_that_was_there_and_is_said() {
         host.write(format!("/etc/cron.d/{number:03}"), "@reboot root /tmp/x\n");
     }
     let event = left_behind(&before, &host.take_with(limits()));
-    assert!(event.changes.iter().all(|change| change.kind() == super::super::Kind::Added), "{:?}", event.changes);
+    assert!(event.changes.iter().all(|change| change.kind() == Kind::Added), "{:?}", event.changes);
     assert!(!event.changes.is_empty() && !event.complete);
     let cut = "after the session: /etc/cron.d: more than 100 entries; the rest was not looked at";
     assert!(event.not_covered.iter().any(|what| what == cut), "{:?}", event.not_covered);
@@ -220,6 +221,29 @@ fn a_walk_that_is_cut_short_reports_nothing_as_gone() {
         changes[0].text.ends_with("; it may have been there before, where the first look was cut short"),
         "{changes:?}"
     );
+}
+
+#[test]
+fn decoys_do_not_turn_the_eye_from_where_keys_usually_are() {
+    let host = FakeHost::new();
+    let decoys: String = (0..100).map(|number| format!(" /decoy/{number:03}")).collect();
+    host.write("/etc/ssh/sshd_config.d/a.conf", format!("AuthorizedKeysFile{decoys}\n"));
+    let before = host.take();
+    assert_eq!(cuts(&before), ["sshd looks for keys in more than 16 places; the rest was not looked at"]);
+    host.write("/root/.ssh/authorized_keys", KEY);
+    let (changes, _) = diff(&before, &host.take());
+    assert!(changes.iter().any(|change| change.item == KEY_FINGERPRINT), "{changes:?}");
+}
+
+#[test]
+fn files_that_include_each_other_come_to_an_end() {
+    let host = FakeHost::new();
+    for number in 0..100 {
+        host.write(format!("/opt/s/{number}"), format!("@include {}\n@include 0\n", number + 1));
+    }
+    host.write("/etc/sudoers", "@include /opt/s/0\n");
+    host.write("/etc/ssh/sshd_config", "Include /etc/ssh/sshd_config\nInclude /opt/s/*\n");
+    assert_eq!(cuts(&host.take()), ["more than 64 sudoers files include each other"]);
 }
 
 #[test]
