@@ -254,7 +254,9 @@ struct Files<'a> {
 impl Files<'_> {
     fn read(&self, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, KeyError> {
         let path = self.dir.join(name);
-        read_small(self.disk.as_ref(), &path, FILE_MAX).map(|bytes| bytes.map(Zeroizing::new)).map_err(io_error("read", path))
+        read_small(self.disk.as_ref(), &path, FILE_MAX)
+            .map(|bytes| bytes.map(Zeroizing::new))
+            .map_err(io_error("read", path))
     }
 
     /// Writes a file in place and makes it durable, its name too.

@@ -1,6 +1,6 @@
 //! What the key files hold: pure functions; the format is described in [`super::keys`].
 
-use breakglass_api::checkpoint::{Kind, PublicKey, STATEMENT_LEN, SIGNATURE_LEN, Signed};
+use breakglass_api::checkpoint::{Kind, PublicKey, SIGNATURE_LEN, STATEMENT_LEN, Signed};
 use ed25519_dalek::SigningKey;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;

@@ -317,7 +317,8 @@ async fn a_session_is_signed_for_when_it_opens_and_when_it_closes() {
     let turns = |found: &[Found]| found.iter().filter(|(_, s)| matches!(s.statement.kind, Kind::NextKey(_))).count();
     host.settled(|found| turns(found) == 1).await;
     let opened = host.recorder.record(Some(session), Body::SessionOpened(SessionOpened::default())).await.unwrap();
-    let marked = |found: &[Found], what| found.iter().any(|(_, signed)| signed.statement.marks(what, *session.as_bytes()));
+    let marked =
+        |found: &[Found], what| found.iter().any(|(_, signed)| signed.statement.marks(what, *session.as_bytes()));
     let found = host.settled(|found| marked(found, reason::OPENED) && turns(found) == 2).await;
     let mark = &found.iter().find(|(_, s)| s.statement.reasons & reason::OPENED != 0).unwrap().1.statement;
     assert_eq!(mark.session_seq, opened);

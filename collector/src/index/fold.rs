@@ -137,7 +137,10 @@ fn session_event(working: &mut Working, changes: &mut Changes, at: Place<'_>, uu
             | Body::AgentStarted(_)
             | Body::AgentStopping(_)
             | Body::ClockStep(_)
-            | Body::LeftBehind(_),
+            | Body::LeftBehind(_)
+            | Body::Checkpoint(_)
+            | Body::KeyEvolved(_)
+            | Body::KeyIntroduced(_),
         )
         | None => {}
     }
