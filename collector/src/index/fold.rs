@@ -17,6 +17,9 @@ use crate::transcript::Line;
 const EVENT_MAX: usize = 64 * 1024;
 /// Terminals of one session whose text is searchable. A session with more is replayed, not searched, in the rest.
 const TRANSCRIPTS_PER_SESSION: u64 = 256;
+/// Most warnings that are kept of a SessionOpened that is too large as a whole.
+const WARNINGS_MAX: usize = 8;
+
 /// Longest text of a SessionOpened that is too large as a whole, characters.
 const OPENED_TEXT_MAX: usize = 4096;
 /// Most survivors, and most counters, kept of a SessionClosed.
@@ -124,6 +127,7 @@ fn session_event(working: &mut Working, changes: &mut Changes, at: Place<'_>, uu
             session.withheld_bytes = session.withheld_bytes.saturating_add(withheld.bytes);
         }
         Some(Body::SessionOpened(opened)) => open(working, at, key, opened),
+        Some(Body::SessionExtended(extended)) => session.deadline_ns = at.header.wall_ns(extended.deadline_boot_ns),
         Some(Body::SessionResumed(resumed)) => session.deadline_ns = at.header.wall_ns(resumed.deadline_boot_ns),
         Some(Body::SessionClosed(closed)) => close(working, changes, at, key, closed),
         Some(Body::Gap(gap)) => session.gaps = session.gaps.saturating_add(gap.records.max(1)),
@@ -138,6 +142,7 @@ fn session_event(working: &mut Working, changes: &mut Changes, at: Place<'_>, uu
             | Body::AgentStopping(_)
             | Body::ClockStep(_)
             | Body::LeftBehind(_)
+            | Body::Login(_)
             | Body::Checkpoint(_)
             | Body::KeyEvolved(_)
             | Body::KeyIntroduced(_),
@@ -331,6 +336,8 @@ fn bounded_opened(opened: &SessionOpened) -> SessionOpened {
         source: cut(&opened.source),
         grant_text: Vec::new(),
         signature: Vec::new(),
+        cosigners: Vec::new(),
+        warnings: opened.warnings.iter().take(WARNINGS_MAX).map(|text| cut(text)).collect(),
         ..*opened
     }
 }
