@@ -119,7 +119,7 @@ async fn start(path: &Path, config: Config, account: Account) -> anyhow::Result<
     let options = recorder::Options { ring_bytes: ring_bytes(&config), ..recorder::Options::default() };
     let recorder = Recorder::start(source, spool, &recovery, &names, options)?;
 
-    let looks = Looks::new(config.host.state.join("looks"), config.kernel.pins.clone());
+    let looks = Looks::new(config.host.state.join("looks"), config.kernel.pins.clone(), config.aftermath.walk);
     let backstop = Backstop::new(path);
     let host = Arc::new(Host::new(boot_id, account, kernel, config.kernel.minimum_tier, looks, backstop));
     let manager = Manager::new(host, recorder.clone(), intents);
