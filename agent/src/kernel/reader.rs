@@ -10,7 +10,10 @@ use std::{
 
 use aya_log::EbpfLogger;
 use breakglass_abi::{Header, Ring as RingName};
-use breakglass_api::v1::{self, event::Body};
+use breakglass_api::{
+    checkpoint::{NUMBERS_MAX, Number},
+    v1::{self, event::Body},
+};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
@@ -310,6 +313,16 @@ impl EventSource for Reader {
     fn position(&self) -> Vec<u8> {
         let rings = self.rings.each_ref().map(Ring::position);
         Position { generation: self.generation, rings, tracks: self.tracks.clone() }.encode()
+    }
+
+    fn numbers(&self) -> Vec<Number> {
+        let number = |((ring, cpu), track): (&(u8, u32), &Track)| {
+            let name = RingName::ALL.into_iter().find(|name| *name as u8 == *ring)?;
+            Some(Number { ring: wire_ring(name) as u8, cpu: *cpu, upto: track.upto() })
+        };
+        let mut numbers: Vec<Number> = self.tracks.iter().filter_map(number).take(NUMBERS_MAX).collect();
+        numbers.sort_by_key(|number| (number.ring, number.cpu));
+        numbers
     }
 
     fn release(&mut self) {

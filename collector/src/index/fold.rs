@@ -142,7 +142,10 @@ fn session_event(working: &mut Working, changes: &mut Changes, at: Place<'_>, uu
             | Body::AgentStopping(_)
             | Body::ClockStep(_)
             | Body::LeftBehind(_)
-            | Body::Login(_),
+            | Body::Login(_)
+            | Body::Checkpoint(_)
+            | Body::KeyEvolved(_)
+            | Body::KeyIntroduced(_),
         )
         | None => {}
     }
