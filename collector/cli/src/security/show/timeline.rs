@@ -300,8 +300,12 @@ fn describe(printer: &Printer, body: &Body) -> Option<(Style, String)> {
 /// A login in words, harmless.
 fn describe_login(login: &v1::Login) -> String {
     let mut line = format!("login by {}", safe::text(login.service.as_bytes()));
-    let parts =
-        [(" as ", &login.operator), (" at ", &login.tty), (" from ", &login.remote_host), (" with ", &login.key_fingerprint)];
+    let parts = [
+        (" as ", &login.operator),
+        (" at ", &login.tty),
+        (" from ", &login.remote_host),
+        (" with ", &login.key_fingerprint),
+    ];
     for (word, value) in parts.into_iter().filter(|(_, value)| !value.is_empty()) {
         line.push_str(word);
         line.push_str(&safe::text(value.as_bytes()));
