@@ -172,11 +172,7 @@ const ROWS: &[Row] = &[
     // open; openat, openat2; creat; open_by_handle_at
     row(&[2], &[5], Shape::of(Kind::FileOpened).file(RESULT).values(2, 0, 0).special(Special::Open)),
     row(&[257], &[295], Shape::of(Kind::FileOpened).file(RESULT).values(3, 0, 0).special(Special::Open)),
-    row(
-        &[437, 85, 304],
-        &[437, 8, 342],
-        Shape::of(Kind::FileOpened).file(RESULT).special(Special::Open),
-    ),
+    row(&[437, 85, 304], &[437, 8, 342], Shape::of(Kind::FileOpened).file(RESULT).special(Special::Open)),
     // mkdir; mkdirat; mknod; mknodat
     row(&[83], &[39], Shape::of(Kind::FileMade).name(1).values(2, 0, 0)),
     row(&[258], &[296], Shape::of(Kind::FileMade).at(1, 2).values(3, 0, 0)),
@@ -313,7 +309,16 @@ mod tests {
 
     #[test]
     fn calls_with_programs_of_their_own_have_their_codes() {
-        let known = [(READ, 0), (READ_VECTOR, 19), (WRITE, 1), (WRITE_VECTOR, 20), (EXEC, 59), (EXEC_AT, 322), (PIPE, 22), (DUP, 33)];
+        let known = [
+            (READ, 0),
+            (READ_VECTOR, 19),
+            (WRITE, 1),
+            (WRITE_VECTOR, 20),
+            (EXEC, 59),
+            (EXEC_AT, 322),
+            (PIPE, 22),
+            (DUP, 33),
+        ];
         for (code, number) in known {
             assert_eq!(TABLE[number] & 0xff, code);
         }

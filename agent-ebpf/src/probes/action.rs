@@ -5,18 +5,14 @@
 //! record takes is data, in the list of calls of the abi crate.
 
 use aya_ebpf::{
-    helpers::{
-        bpf_probe_read_user, bpf_probe_read_user_buf, bpf_probe_read_user_str_bytes,
-    },
+    helpers::{bpf_probe_read_user, bpf_probe_read_user_buf, bpf_probe_read_user_str_bytes},
     macros::map,
     maps::LruHashMap,
 };
 use breakglass_abi::{
     Action, Kind, MappedKey, Ring,
     calls::{RESULT, ROWS_MAX, SHAPES, Shape, Special},
-    record::{
-        ACTION_ADDRESS, ACTION_COMPAT, ACTION_FILE, ACTION_NAME_UNREAD, ACTION_PATH_UNREAD, FLAG_UNTAGGED,
-    },
+    record::{ACTION_ADDRESS, ACTION_COMPAT, ACTION_FILE, ACTION_NAME_UNREAD, ACTION_PATH_UNREAD, FLAG_UNTAGGED},
     settings::Site,
 };
 
@@ -243,15 +239,7 @@ fn worth_a_look(draft: Draft, special: u8) -> bool {
 
 /// Whether a call is worth a record; reads what its kind needs beside arguments and names.
 #[inline(always)]
-fn wanted(
-    draft: Draft,
-    task: Task,
-    who: Identity,
-    scope: Scope,
-    special: u8,
-    file: Option<u64>,
-    result: i64,
-) -> bool {
+fn wanted(draft: Draft, task: Task, who: Identity, scope: Scope, special: u8, file: Option<u64>, result: i64) -> bool {
     if special == Special::Open as u8 {
         return file.is_some_and(|file| opened_for_writing(draft, file));
     }

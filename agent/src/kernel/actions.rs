@@ -219,7 +219,10 @@ fn namespaces(read: &Read) -> v1::NamespacesChanged {
 }
 
 fn system(read: &Read, kind: SystemKind) -> v1::SystemAction {
-    let words = matches!(kind, SystemKind::ModuleLoaded | SystemKind::ModuleRemoved | SystemKind::Kexec | SystemKind::HostNamed);
+    let words = matches!(
+        kind,
+        SystemKind::ModuleLoaded | SystemKind::ModuleRemoved | SystemKind::Kexec | SystemKind::HostNamed
+    );
     let [value, value2, third] = read.action.values;
     let [target, target_start, ..] = read.action.extra;
     v1::SystemAction {

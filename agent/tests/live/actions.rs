@@ -4,8 +4,8 @@
 use std::process::Stdio;
 
 use breakglass_api::v1::{
-    CredentialsChanged, FileAction, NamespacesChanged, SocketAction, SystemAction, event::Body, file_action::Kind as File,
-    socket_action::Kind as Socket, system_action::Kind as System,
+    CredentialsChanged, FileAction, NamespacesChanged, SocketAction, SystemAction, event::Body,
+    file_action::Kind as File, socket_action::Kind as Socket, system_action::Kind as System,
 };
 
 use super::harness::Recording;
@@ -77,7 +77,10 @@ impl Done {
     }
 
     fn file(&self, kind: File) -> &FileAction {
-        self.files().into_iter().find(|file| file.kind() == kind).unwrap_or_else(|| panic!("no {kind:?}: {:?}", self.files()))
+        self.files()
+            .into_iter()
+            .find(|file| file.kind() == kind)
+            .unwrap_or_else(|| panic!("no {kind:?}: {:?}", self.files()))
     }
 
     fn sockets(&self) -> Vec<&SocketAction> {
@@ -146,7 +149,8 @@ fn names_are_claims_seen_from_their_folder() {
     let owner = done.file(File::Owner);
     assert_eq!((owner.uid, owner.gid, owner.path.clone()), (done.recording.uid, u32::MAX, done.inside("c")));
     assert_eq!(done.file(File::Mode).mode, 0o600);
-    let gone: Vec<_> = done.files().into_iter().filter(|f| f.kind() == File::Unlinked).map(|f| f.path.clone()).collect();
+    let gone: Vec<_> =
+        done.files().into_iter().filter(|f| f.kind() == File::Unlinked).map(|f| f.path.clone()).collect();
     assert_eq!(gone, [done.inside("d/../c"), done.inside("d/b")]);
 }
 

@@ -39,6 +39,9 @@ pub(super) fn session(record: SessionRecord, hosts: &Hosts, terminals: Vec<Termi
         terminals: terminals.iter().map(terminal).collect(),
         deadline_ns: state.deadline_ns,
         execs: state.execs,
+        stdio_output_bytes: state.stdio_output_bytes,
+        stdio_input_bytes: state.stdio_input_bytes,
+        actions: state.actions,
     }
 }
 

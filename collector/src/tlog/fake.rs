@@ -59,7 +59,9 @@ impl FakeDisk {
                 inner.undo(change);
             }
         }
-        let orphan = |nodes: &BTreeMap<PathBuf, Node>, path: &PathBuf| path.ancestors().skip(1).any(|dir| !nodes.contains_key(dir));
+        let orphan = |nodes: &BTreeMap<PathBuf, Node>, path: &PathBuf| {
+            path.ancestors().skip(1).any(|dir| !nodes.contains_key(dir))
+        };
         let before = inner.nodes.clone();
         inner.nodes.retain(|path, _| path.parent().is_none() || !orphan(&before, path));
         (inner.budget, inner.stopped) = (None, false);
@@ -80,7 +82,12 @@ impl FakeDisk {
         self.inner().nodes.insert(path.to_owned(), Node::File(content.to_vec()));
     }
 
-    fn mutate(&self, dir: &Path, torn: impl FnOnce(&mut Inner), change: impl FnOnce(&mut Inner) -> Change) -> io::Result<()> {
+    fn mutate(
+        &self,
+        dir: &Path,
+        torn: impl FnOnce(&mut Inner),
+        change: impl FnOnce(&mut Inner) -> Change,
+    ) -> io::Result<()> {
         let mut inner = self.inner();
         if inner.spend() {
             torn(&mut inner);
@@ -162,11 +169,15 @@ impl Disk for FakeDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.mutate(from.parent().unwrap(), |_| {}, |inner| {
-            let node = inner.nodes.get(from).cloned();
-            assert!(node.is_some(), "{} is not there", from.display());
-            vec![inner.set(from, None), inner.set(to, node)]
-        })
+        self.mutate(
+            from.parent().unwrap(),
+            |_| {},
+            |inner| {
+                let node = inner.nodes.get(from).cloned();
+                assert!(node.is_some(), "{} is not there", from.display());
+                vec![inner.set(from, None), inner.set(to, node)]
+            },
+        )
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
