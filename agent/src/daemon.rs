@@ -25,6 +25,7 @@ use crate::{
     kernel::{self, Kernel, KernelInfo, Reader},
     recorder::{self, Recorder, source::EventSource},
     session::{
+        backstop::Backstop,
         host::Host,
         intent::IntentStore,
         looks::Looks,
@@ -70,7 +71,7 @@ pub fn run(path: &Path) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?
-        .block_on(serve(config, account))?;
+        .block_on(serve(path, config, account))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -83,10 +84,10 @@ struct Parts {
     control: control::ControlHandle,
 }
 
-async fn serve(config: Config, account: Account) -> anyhow::Result<()> {
+async fn serve(path: &Path, config: Config, account: Account) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let parts = start(config, account).await?;
+    let parts = start(path, config, account).await?;
     tracing::info!(control = ?parts.control.address(), "ready");
     // Fails where systemd did not start us; nobody waits for it then.
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
@@ -98,7 +99,7 @@ async fn serve(config: Config, account: Account) -> anyhow::Result<()> {
     stop(parts, reason).await
 }
 
-async fn start(config: Config, account: Account) -> anyhow::Result<Parts> {
+async fn start(path: &Path, config: Config, account: Account) -> anyhow::Result<Parts> {
     let boot_id = identity::boot_id().context("cannot read the kernel's boot id")?;
     let host_id = identity::host_id(&config.host.enrolment, &config.host.state).context("this host has no id")?;
     let host_name = if config.host.name.is_empty() { identity::hostname() } else { config.host.name.clone() };
@@ -116,8 +117,9 @@ async fn start(config: Config, account: Account) -> anyhow::Result<Parts> {
     let options = recorder::Options { ring_bytes: ring_bytes(&config), ..recorder::Options::default() };
     let recorder = Recorder::start(source, spool, &recovery, &names, options)?;
 
-    let looks = Looks::new(config.host.state.join("looks"), config.kernel.pins.clone());
-    let host = Arc::new(Host::new(boot_id, account, kernel, config.kernel.minimum_tier, looks));
+    let looks = Looks::new(config.host.state.join("looks"), config.kernel.pins.clone(), config.aftermath.walk);
+    let backstop = Backstop::new(path);
+    let host = Arc::new(Host::new(boot_id, account, kernel, config.kernel.minimum_tier, looks, backstop));
     let manager = Manager::new(host, recorder.clone(), intents);
     announce(&recorder, &info, &host_name, boot_id).await;
     manager.recover().await;
@@ -136,7 +138,7 @@ async fn start(config: Config, account: Account) -> anyhow::Result<Parts> {
     };
     let service = Service::new(manager.clone(), facts, reader, shipper.as_ref().map(Shipper::observer));
     let identity = verifier::Identity { host_id, host_name, boot_id, account: account_name, account_uid: uid };
-    let verifier = Arc::new(verifier::Verifier::new(identity, &config.grant));
+    let verifier = Arc::new(verifier::Verifier::new(identity, &config.grant, &config.host.state));
     let (shutdown, stopping) = watch::channel(false);
     let control = control::serve(control::Options::from(&config), Arc::new(service), verifier, stopping).await?;
     Ok(Parts { manager, recorder, shipper, shutdown, control })

@@ -32,15 +32,21 @@ pub struct Checks {
     permits: Semaphore,
     lane: Lane<()>,
     failed: Mutex<HashMap<Group, Instant>>,
+    rest_max: Duration,
 }
 
 impl Default for Checks {
     fn default() -> Self {
-        Self { permits: Semaphore::new(AT_ONCE), lane: Lane::new(()), failed: Mutex::default() }
+        Self::resting(REST_MAX)
     }
 }
 
 impl Checks {
+    /// With another longest rest, for checks that cost more.
+    pub fn resting(rest_max: Duration) -> Self {
+        Self { permits: Semaphore::new(AT_ONCE), lane: Lane::new(()), failed: Mutex::default(), rest_max }
+    }
+
     /// Runs `check`; an `Err` counts against the source.
     pub async fn run<T, E>(&self, group: Group, check: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, E>
     where
@@ -60,7 +66,7 @@ impl Checks {
         let (result, took) = measured(check).await;
         if result.is_err() {
             self.remember(group);
-            tokio::time::sleep((took * REST).min(REST_MAX)).await;
+            tokio::time::sleep((took * REST).min(self.rest_max)).await;
         }
         result
     }

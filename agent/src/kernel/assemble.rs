@@ -63,7 +63,12 @@ impl Assembler {
     /// Takes one record, front and all. What it completes is appended to `out`; folding looks back no further than `from`.
     pub fn take(&mut self, ring: Ring, bytes: &[u8], out: &mut Vec<Observed>, from: usize) -> Result<(), Unreadable> {
         let header = Header::parse(bytes).ok_or(Unreadable)?;
-        match Kind::from_number(header.kind).ok_or(Unreadable)? {
+        let kind = Kind::from_number(header.kind).ok_or(Unreadable)?;
+        if ring == Ring::Audit && kind != Kind::ExecPart && kind != Kind::Exec {
+            // The programs do not interrupt an exec's records on their CPU: its end is lost.
+            out.extend(self.partial.remove(&header.cpu).map(incomplete));
+        }
+        match kind {
             Kind::ExecPart => return self.take_part(bytes, out),
             Kind::Exec => {
                 let event = self.take_exec(bytes, out)?;

@@ -35,8 +35,9 @@ use crate::recorder::source::{EventSource, Observed};
 
 /// How long records gather after the first: a wake-up for each would cost more than the records.
 const GATHER: Duration = Duration::from_millis(2);
-/// How long the rest of a half-read exec is waited for. The kernel sends an exec without sleeping, in under 10 ms for 12 MiB.
-const ASSEMBLY_WAIT: Duration = Duration::from_millis(100);
+/// How long the rest of a half-read exec is waited for. The kernel sends an exec without sleeping, in under 10 ms for 12 MiB,
+/// but a hypervisor can take its CPU away in the middle. A lost rest is mostly known earlier, by what its CPU sends next.
+const ASSEMBLY_WAIT: Duration = Duration::from_secs(1);
 /// How often the rest of a half-read exec is looked for.
 const ASSEMBLY_POLL: Duration = Duration::from_micros(200);
 /// How often the kernel's own counts are compared with what came.

@@ -9,7 +9,7 @@ use std::{
 use breakglass_api::v1::{Exec, event::Body};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use super::harness::{DEADLINE, Recording, exec_of, execs};
+use super::harness::{Recording, exec_of, execs, is_emulated};
 use crate::need_kernel;
 
 /// Runs a command as the account and returns its exec and exit.
@@ -67,17 +67,11 @@ fn one_command_is_recorded_whole() {
 
 /// 10,000; fewer where the machine is emulated and starts only a few programs a second.
 fn affordable_execs() -> usize {
-    const WANTED: usize = 10_000;
-    const TRIES: u32 = 20;
-    let start = std::time::Instant::now();
-    for _ in 0..TRIES {
-        std::process::Command::new("/bin/true").status().unwrap();
+    if !is_emulated() {
+        return 10_000;
     }
-    let affordable = (DEADLINE.as_secs_f64() / 4.0 / (start.elapsed() / TRIES).as_secs_f64()) as usize;
-    if affordable < WANTED {
-        eprintln!("{affordable} execs instead of {WANTED}: this machine is slow");
-    }
-    affordable.min(WANTED)
+    eprintln!("this machine is emulated: 200 execs");
+    200
 }
 
 #[test]
@@ -127,9 +121,9 @@ fn long_and_odd_arguments_arrive_as_they_are() {
     let exec = run(&mut recording, "/bin/true", |command| {
         command.args(long.iter().map(|arg| bytes(arg)));
     });
+    assert_eq!(exec.faults, 0);
     assert!(exec.argv_bytes > 1_500_000);
     assert!(exec.argv[1..] == long, "1.5 MiB of arguments differ");
-    assert_eq!(exec.faults, 0);
 }
 
 #[test]
@@ -147,9 +141,9 @@ fn five_mebibytes_of_arguments_arrive_with_an_unlimited_stack() {
         command.args(long.iter().map(|arg| bytes(arg)));
     });
     setrlimit(Resource::RLIMIT_STACK, soft, hard).unwrap();
+    assert_eq!(exec.faults, 0);
     assert!(exec.argv_bytes > 5 << 20);
     assert!(exec.argv[1..] == long, "5 MiB of arguments differ");
-    assert_eq!(exec.faults, 0);
 }
 
 #[test]

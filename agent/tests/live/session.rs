@@ -6,6 +6,7 @@ use std::{
     process::Stdio,
 };
 
+use breakglass_agent::config::Tier;
 use breakglass_api::v1::event::Body;
 
 use super::harness::{Recording, exec_of, execs};
@@ -130,4 +131,20 @@ fn execs_that_the_kernel_refused_are_recorded_and_folded() {
     const EACCES: u32 = 13;
     assert_eq!(failed, [(&b"/usr/bin/no-such-program"[..], ENOENT, 2), (&b"/etc/passwd"[..], EACCES, 1)]);
     recording.kernel().end_session(5).unwrap();
+}
+
+#[test]
+fn the_doctor_says_what_is_running() {
+    need_kernel!();
+    let mut recording = Recording::start();
+    let found = breakglass_agent::kernel::doctor(&recording.options);
+    let info = recording.kernel().info().clone();
+    println!("{} because {}", info.tier, info.tier_reason);
+    assert_eq!(found.tier, info.tier);
+    assert_eq!(found.object_sha256, info.object_sha256);
+    assert!(found.recording);
+    assert_eq!(found.probes.len(), 7);
+    let attached: Vec<&str> = info.programs.iter().map(|(name, _)| *name).collect();
+    assert_eq!(attached.contains(&"pty_write_exit"), info.tier == Tier::Trace);
+    assert_eq!(attached.contains(&"syscall_enter"), info.tier == Tier::Basic);
 }

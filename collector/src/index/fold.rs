@@ -19,6 +19,9 @@ use crate::transcript::Line;
 const EVENT_MAX: usize = 64 * 1024;
 /// Terminals of one session whose text is searchable. A session with more is replayed, not searched, in the rest.
 const TRANSCRIPTS_PER_SESSION: u64 = 256;
+/// Most warnings that are kept of a SessionOpened that is too large as a whole.
+const WARNINGS_MAX: usize = 8;
+
 /// Longest text of a SessionOpened that is too large as a whole, characters.
 const OPENED_TEXT_MAX: usize = 4096;
 /// Most survivors, and most counters, kept of a SessionClosed.
@@ -145,6 +148,7 @@ fn session_event(working: &mut Working, changes: &mut Changes, at: Place<'_>, uu
             }
         }
         Some(Body::SessionOpened(opened)) => open(working, at, key, opened),
+        Some(Body::SessionExtended(extended)) => session.deadline_ns = at.header.wall_ns(extended.deadline_boot_ns),
         Some(Body::SessionResumed(resumed)) => session.deadline_ns = at.header.wall_ns(resumed.deadline_boot_ns),
         Some(Body::SessionClosed(closed)) => close(working, changes, at, key, closed),
         Some(Body::Gap(gap)) => session.gaps = session.gaps.saturating_add(gap.records.max(1)),
@@ -158,7 +162,8 @@ fn session_event(working: &mut Working, changes: &mut Changes, at: Place<'_>, uu
             | Body::AgentStarted(_)
             | Body::AgentStopping(_)
             | Body::ClockStep(_)
-            | Body::LeftBehind(_),
+            | Body::LeftBehind(_)
+            | Body::Login(_),
         )
         | None => {}
     }
@@ -349,6 +354,8 @@ fn bounded_opened(opened: &SessionOpened) -> SessionOpened {
         source: cut(&opened.source),
         grant_text: Vec::new(),
         signature: Vec::new(),
+        cosigners: Vec::new(),
+        warnings: opened.warnings.iter().take(WARNINGS_MAX).map(|text| cut(text)).collect(),
         ..*opened
     }
 }

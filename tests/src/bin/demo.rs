@@ -4,6 +4,7 @@
 
 use std::{
     io::IsTerminal,
+    process::ExitCode,
     thread,
     time::{Duration, Instant},
 };
@@ -34,11 +35,16 @@ const REASON: &str = "checkout fails: the database refuses connections, SSO is d
 /// Window in which the replay is shown.
 const WINDOW: (usize, usize) = (80, 24);
 
-fn main() -> Result<()> {
-    let arguments = Arguments::parse();
-    let result = demo(&arguments);
+fn main() -> ExitCode {
+    let result = demo(&Arguments::parse());
     undo::stay_if_interrupted();
-    result
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\n{error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn demo(arguments: &Arguments) -> Result<()> {
@@ -57,7 +63,8 @@ fn demo(arguments: &Arguments) -> Result<()> {
     style.title("On this machine: collector, agent, an account and an sshd of their own");
     let stack = style.step("collector and agent run, the kernel programs are loaded", || Stack::start(options))?;
     let status = stack.status()?;
-    style.note(&format!("tier {}: {}", status.tier, status.tier_reason));
+    let reason = status.tier_reason.split(": ").next().unwrap_or_default();
+    style.note(&format!("tier {}{}{reason}", status.tier, if reason.is_empty() { "" } else { ": " }));
     style.note(&format!("account {} is {}", status.account, status.state));
     style.step("ssh with the operator's key is refused", || expect_refused(&stack))?;
 
@@ -98,7 +105,10 @@ fn incident(terminal: &mut Terminal) -> Result<()> {
     terminal.ask("sudo tail -n 1 /etc/shadow | cut -d: -f1", "password for")?;
     terminal.ask(PASSWORD, PROMPT_SHOWN)?;
     terminal.ask("vi pool.conf", "[New")?;
-    terminal.ask("imax_connections = 400\x1b:wq", "written")?;
+    // Waiting for the screen: an editor that has more to read does not paint.
+    terminal.send("i[pool]\rmax_connections = 400")?;
+    terminal.expect("= 400")?;
+    terminal.ask("\x1b:wq", "written")?;
     terminal.expect(PROMPT_SHOWN)?;
     terminal.ask("perl -lne 'print eval'", "")?;
     terminal.ask("400 * 1.5", "600")?;
@@ -138,7 +148,8 @@ fn expect_refused(stack: &Stack) -> Result<()> {
 }
 
 fn review(style: &Style, stack: &Stack, session: &Session) -> Result<()> {
-    let short = session.id.get(..8).unwrap_or(&session.id);
+    // The command takes the end of an id as well; its beginning is a time, and much the same for all of a day.
+    let short = session.id.get(session.id.len().saturating_sub(8)..).unwrap_or(&session.id);
     for arguments in [&["sessions"][..], &["show", &session.id], &["search", "max_connections"]] {
         style.command(&format!("breakglass {}", arguments.join(" ").replace(&session.id, short)));
         style.block(&stack.reviewed(arguments)?);
@@ -149,7 +160,7 @@ fn review(style: &Style, stack: &Stack, session: &Session) -> Result<()> {
     let places = remains::places(&stack.path("collector"), PASSWORD.as_bytes())?;
     ensure!(places.is_empty(), "the password lies in {}", places.join(", "));
     style.note(&format!(
-        "the password typed at sudo is nowhere in the record; {} keystrokes were counted in its place",
+        "the password is nowhere in the record: {} keystrokes, those in the editor included, are a number and nothing else",
         session.withheld_bytes
     ));
     Ok(())

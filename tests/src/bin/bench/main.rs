@@ -9,7 +9,7 @@ mod flow;
 mod ingest;
 mod screen;
 
-use std::thread;
+use std::{process::ExitCode, thread};
 
 use anyhow::Result;
 use breakglass_tests::{
@@ -58,11 +58,16 @@ impl Effort {
     }
 }
 
-fn main() -> Result<()> {
-    let arguments = Arguments::parse();
-    let result = bench(&arguments);
+fn main() -> ExitCode {
+    let result = bench(&Arguments::parse());
     undo::stay_if_interrupted();
-    result
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\n{error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn bench(arguments: &Arguments) -> Result<()> {

@@ -38,6 +38,8 @@ pub(super) fn is_notice(event: &v1::RecordedEvent, all: bool) -> bool {
             Body::Alert(_)
                 | Body::Gap(_)
                 | Body::SessionResumed(_)
+                | Body::SessionExtended(_)
+                | Body::Login(_)
                 | Body::ClockStep(_)
                 | Body::ProofRefused(_)
                 | Body::SessionClosed(_)
@@ -285,6 +287,11 @@ fn describe(printer: &Printer, body: &Body) -> Option<(Style, String)> {
             let live = counted(resumed.live_processes.into(), "live process");
             (Style::Warn, format!("the agent was restarted; the account is locked, {live} followed on"))
         }
+        Body::SessionExtended(extended) => {
+            let again = if extended.reenabled { "the account is enabled again" } else { "extended" };
+            (Style::Warn, format!("{again} by {}: {}", text(&extended.operator), text(&extended.reason)))
+        }
+        Body::Login(login) => (Style::Dim, describe_login(login)),
         Body::ClockStep(step) => {
             let by = time::span(std::time::Duration::from_nanos(step.nanoseconds.unsigned_abs()));
             let way = if step.nanoseconds < 0 { "back" } else { "forward" };
@@ -296,6 +303,22 @@ fn describe(printer: &Printer, body: &Body) -> Option<(Style, String)> {
         Body::SessionClosed(closed) => (Style::Dim, format!("closed {}", header::ending(printer, closed))),
         _ => return None,
     })
+}
+
+/// A login in words, harmless.
+fn describe_login(login: &v1::Login) -> String {
+    let mut line = format!("login by {}", safe::text(login.service.as_bytes()));
+    let parts = [
+        (" as ", &login.operator),
+        (" at ", &login.tty),
+        (" from ", &login.remote_host),
+        (" with ", &login.key_fingerprint),
+    ];
+    for (word, value) in parts.into_iter().filter(|(_, value)| !value.is_empty()) {
+        line.push_str(word);
+        line.push_str(&safe::text(value.as_bytes()));
+    }
+    line
 }
 
 /// A gap in words, harmless.
