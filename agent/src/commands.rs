@@ -21,6 +21,8 @@ use crate::{
         keys::{self, Now},
     },
     config::{Config, ConfigError},
+    doctor,
+    evidence::keys::RENEW,
     identity,
     kernel::{self, Verdict},
     session::clock,
@@ -32,41 +34,68 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// Prints the keys that may log in as `user`. Prints nothing on any doubt, and ends with success in any case: sshd reads an empty
 /// answer as "no key", and logs a failing helper as an error of its configuration.
 pub fn keys(runtime: &Path, user: &str) -> ExitCode {
-    if let Ok(boot_id) = identity::boot_id() {
-        let now = Now { boot_id, boot_ns: clock::boot_ns(), wall_s: clock::wall_s() };
-        if let Some(line) = keys::keys_for(runtime, user, now) {
-            println!("{line}");
-        }
+    if let Some(lines) = now().ok().and_then(|now| keys::keys_for(runtime, user, now)) {
+        print!("{lines}");
     }
     ExitCode::SUCCESS
 }
 
-/// Locks the account.
-pub fn lock(path: &Path) -> anyhow::Result<ExitCode> {
+/// Locks the account; with `expired` only if no grant is live.
+pub fn lock(path: &Path, expired: bool) -> anyhow::Result<ExitCode> {
     let config = Config::load(path)?;
     let account = Account::find(&config.account, &config.host.runtime)?;
+    if expired && keys::live(&config.host.runtime, account.name(), now()?).is_some() {
+        println!("{} is left as it is: a grant is live", account.name());
+        return Ok(ExitCode::SUCCESS);
+    }
     account.lock()?;
     println!("{} is locked", account.name());
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints what the kernel allows.
-pub fn doctor(path: &Path, json: bool) -> anyhow::Result<ExitCode> {
+/// Leaves word for the next start that a new host key is wanted.
+pub fn rekey(path: &Path) -> anyhow::Result<ExitCode> {
+    let config = Config::load(path)?;
+    let folder = identity::keys_folder(&config.host.state);
+    let wish = folder.join(RENEW);
+    std::fs::write(&wish, "").with_context(|| {
+        format!("cannot write {}: the folder is there once the agent ran, and root's", wish.display())
+    })?;
+    println!("the agent makes a new host key when it is started next");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn now() -> std::io::Result<Now> {
+    Ok(Now { boot_id: identity::boot_id()?, boot_ns: clock::boot_ns(), wall_s: clock::wall_s() })
+}
+
+/// What `doctor --json` prints.
+#[derive(serde::Serialize)]
+struct Report {
+    #[serde(flatten)]
+    kernel: kernel::Doctor,
+    access: Vec<doctor::Check>,
+}
+
+/// Prints what the kernel allows, and whether operators would get in.
+pub fn doctor(path: &Path, json: bool, strict: bool) -> anyhow::Result<ExitCode> {
     let config = match Config::load(path) {
         Err(ConfigError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Config::default(),
         loaded => loaded?,
     };
-    let report = kernel::doctor(&kernel::Options::new(&config.kernel, 0));
+    let report =
+        Report { kernel: kernel::doctor(&kernel::Options::new(&config.kernel, 0)), access: doctor::access(&config) };
     if json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
-        print!("{}", doctor_text(&report));
+        print!("{}\n{}", doctor_text(&report.kernel), doctor::text(&report.access));
     }
-    let enough = report.tier >= config.kernel.minimum_tier;
+    let enough = report.kernel.tier >= config.kernel.minimum_tier;
     if !enough && !json {
         println!("\nThe configuration asks for tier {}: this host would not open.", config.kernel.minimum_tier);
     }
-    Ok(if enough { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let shut = strict && report.access.iter().any(|check| check.state == doctor::State::Fail);
+    Ok(if enough && !shut { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn doctor_text(report: &kernel::Doctor) -> String {

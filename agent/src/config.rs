@@ -7,13 +7,22 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, de};
+
+use crate::grant::{
+    policy::{Rules, TicketPattern},
+    quorum::COSIGNATURES_MAX,
+};
 
 /// Where the file is looked for when none is named.
 pub const DEFAULT_PATH: &str = "/etc/breakglass/agent.toml";
 
 /// Longest session that a configuration may allow.
 pub const TTL_LIMIT: Duration = Duration::from_secs(24 * 3600);
+
+/// Most people whose signatures can be asked for: one asks and the others consent.
+const SIGNERS_MAX: usize = COSIGNATURES_MAX + 1;
 
 /// Everything that can be set. Every section and key has a default.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
@@ -33,6 +42,8 @@ pub struct Config {
     pub spool: Spool,
     /// The kernel programs.
     pub kernel: Kernel,
+    /// What is compared before and after a session.
+    pub aftermath: Aftermath,
 }
 
 /// This machine.
@@ -75,6 +86,20 @@ pub struct Grant {
     /// Length of a session for which none is asked.
     #[serde(deserialize_with = "duration")]
     pub default_ttl: Duration,
+    /// Patterns of principals who may open, as in allowed_signers; empty: everybody who is listed there.
+    pub operators: Vec<String>,
+    /// Take FIDO keys only.
+    pub hardware_only: bool,
+    /// Take only FIDO keys that checked a PIN or a fingerprint.
+    pub user_verification: bool,
+    /// Regular expression that the whole ticket must match; empty: no ticket is asked for.
+    pub ticket_pattern: String,
+    /// Networks that requests may come from; empty: any. The Unix socket is always served.
+    pub sources: Vec<IpNet>,
+    /// File with revoked keys; absent: none.
+    pub revoked_keys: Option<PathBuf>,
+    /// How many distinct people must sign.
+    pub required_signers: usize,
 }
 
 /// Where operators reach the agent.
@@ -127,6 +152,15 @@ pub struct Kernel {
     /// Ring for terminal output, bytes.
     #[serde(deserialize_with = "size")]
     pub bulk_ring: u64,
+}
+
+/// What is compared before and after a session.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Aftermath {
+    /// Whether the local file systems are walked for files with special rights, at rest and after each session. It takes about a
+    /// second for a hundred thousand files; without it a setuid copy of a shell is not listed, and every review says so.
+    pub walk: bool,
 }
 
 /// How much the running kernel allows.
@@ -184,6 +218,13 @@ impl Default for Grant {
             allowed_signers: "/etc/breakglass/allowed_signers".into(),
             max_ttl: Duration::from_secs(3600),
             default_ttl: Duration::from_secs(1800),
+            operators: Vec::new(),
+            hardware_only: false,
+            user_verification: false,
+            ticket_pattern: String::new(),
+            sources: Vec::new(),
+            revoked_keys: None,
+            required_signers: 1,
         }
     }
 }
@@ -209,6 +250,27 @@ impl Default for Kernel {
             witness_ring: 4 << 20,
             bulk_ring: 16 << 20,
         }
+    }
+}
+
+impl Grant {
+    /// The rules in the form in which proofs are held against them.
+    pub fn rules(&self) -> Rules {
+        Rules {
+            operators: self.operators.clone(),
+            hardware_only: self.hardware_only,
+            user_verification: self.user_verification,
+            // A pattern that cannot be read was refused with the configuration.
+            ticket: Some(&self.ticket_pattern).filter(|p| !p.is_empty()).and_then(|p| TicketPattern::new(p).ok()),
+            sources: self.sources.clone(),
+            required_signers: self.required_signers,
+        }
+    }
+}
+
+impl Default for Aftermath {
+    fn default() -> Self {
+        Self { walk: true }
     }
 }
 
@@ -272,6 +334,12 @@ impl Config {
         }
         if self.grant.default_ttl > self.grant.max_ttl || self.grant.default_ttl.is_zero() {
             return Err(("grant.default_ttl", "must be above zero and at most grant.max_ttl".into()));
+        }
+        if let Err(why) = TicketPattern::new(&self.grant.ticket_pattern) {
+            return Err(("grant.ticket_pattern", why));
+        }
+        if !(1..=SIGNERS_MAX).contains(&self.grant.required_signers) {
+            return Err(("grant.required_signers", format!("must be from 1 to {SIGNERS_MAX}")));
         }
         if let Some(collector) = &self.collector {
             if collector.urls.is_empty() {
@@ -349,6 +417,10 @@ mod tests {
         for (text, key) in [
             ("[grant]\nmax_ttl = \"25h\"", "grant.max_ttl"),
             ("[grant]\ndefault_ttl = \"2h\"", "grant.default_ttl"),
+            ("[grant]\nticket_pattern = \"(\"", "grant.ticket_pattern"),
+            ("[grant]\nrequired_signers = 0", "grant.required_signers"),
+            ("[grant]\nrequired_signers = 9", "grant.required_signers"),
+            ("[grant]\nsources = [\"10.0.0.0/40\"]", "sources"),
             ("[account]\nname = \"root\"", "account.name"),
             ("[collector]\nurls = []", "collector.urls"),
             ("[collector]\nurls = [\"http://x:1\"]", "collector.urls"),

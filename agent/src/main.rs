@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use breakglass_agent::{commands, config, daemon};
+use breakglass_agent::{codes, commands, config, daemon, gate};
 use clap::{Parser, Subcommand};
 
 /// Opens, records and closes emergency access to this host.
@@ -23,9 +23,10 @@ enum Command {
         #[arg(long, default_value = config::DEFAULT_PATH)]
         config: PathBuf,
     },
-    /// Say what this kernel allows, and why not more. Changes nothing.
+    /// Say what this kernel allows, and why not more, and whether sshd, PAM and the account would let an operator in. Changes nothing.
     #[command(after_help = "Example:\n  breakglass-agent doctor --json\n\n\
-        Ends with 0 where the configuration's minimum tier is reached, with 1 where it is not.")]
+        Ends with 0 where the configuration's minimum tier is reached, with 1 where it is not.\n\
+        --strict ends with 1 also where something would keep operators out, or a lock is missing.")]
     Doctor {
         /// The configuration; the defaults are used where it does not exist.
         #[arg(long, default_value = config::DEFAULT_PATH)]
@@ -33,6 +34,9 @@ enum Command {
         /// For programs.
         #[arg(long)]
         json: bool,
+        /// Fail for what would keep operators out, too.
+        #[arg(long)]
+        strict: bool,
     },
     /// Say where the running agent stands.
     #[command(after_help = "Example:\n  breakglass-agent status --json")]
@@ -61,16 +65,80 @@ enum Command {
         /// The configuration.
         #[arg(long, default_value = config::DEFAULT_PATH)]
         config: PathBuf,
+        /// Leave the account alone while a grant is live: for the timer that is there in case the agent is not.
+        #[arg(long)]
+        expired: bool,
+    },
+    /// Decide for PAM whether somebody may become the emergency account: pam_exec's helper.
+    #[command(after_help = "Example, in a pam-auth-update profile:\n  \
+        required pam_exec.so seteuid quiet /usr/sbin/breakglass-agent gate account\n\n\
+        Ends with 0 or 1; see docs/ACCESS.md.")]
+    Gate {
+        /// What PAM asks.
+        phase: gate::Phase,
+        /// The emergency account.
+        #[arg(long, default_value = "breakglass")]
+        account: String,
+        /// The agent's runtime folder.
+        #[arg(long, default_value = "/run/breakglass")]
+        runtime: PathBuf,
+        /// The agent's control socket; in the runtime folder where left out.
+        #[arg(long)]
+        socket: Option<PathBuf>,
+    },
+    /// One-time codes for when there is no key, such as at the console.
+    #[command(subcommand)]
+    Codes(Codes),
+}
+
+#[derive(Subcommand)]
+enum Codes {
+    /// Make new codes and print them, once. Earlier ones are no good any more.
+    #[command(after_help = "Example:\n  breakglass-agent codes issue --count 10 | lp")]
+    Issue {
+        /// How many.
+        #[arg(long, default_value_t = 10)]
+        count: usize,
+        /// Keep earlier unused ones good.
+        #[arg(long)]
+        keep: bool,
+        /// The configuration.
+        #[arg(long, default_value = config::DEFAULT_PATH)]
+        config: PathBuf,
+    },
+    /// Say how many codes there are.
+    #[command(after_help = "Example:\n  breakglass-agent codes status --json")]
+    Status {
+        /// For programs.
+        #[arg(long)]
+        json: bool,
+        /// The configuration.
+        #[arg(long, default_value = config::DEFAULT_PATH)]
+        config: PathBuf,
+    },
+    /// Ask for a new host key, which the next start of the agent makes; for when the old one may be in wrong hands.
+    #[command(after_help = "Example:\n  breakglass-agent rekey && systemctl restart breakglass-agent\n\n\
+        The new key is <state>/keys/host-key.pub after the start. The collector raises an alert, once.")]
+    Rekey {
+        /// The configuration.
+        #[arg(long, default_value = config::DEFAULT_PATH)]
+        config: PathBuf,
     },
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run { config } => daemon::run(&config),
-        Command::Doctor { config, json } => commands::doctor(&config, json),
+        Command::Doctor { config, json, strict } => commands::doctor(&config, json, strict),
         Command::Status { socket, json } => commands::status(&socket, json),
         Command::Keys { runtime, user } => Ok(commands::keys(&runtime, &user)),
-        Command::Lock { config } => commands::lock(&config),
+        Command::Lock { config, expired } => commands::lock(&config, expired),
+        Command::Gate { phase, account, runtime, socket } => {
+            Ok(gate::run(phase, &gate::Place::new(&account, &runtime, socket)))
+        }
+        Command::Codes(Codes::Issue { count, keep, config }) => codes::command::issue(&config, count, keep),
+        Command::Codes(Codes::Status { json, config }) => codes::command::status(&config, json),
+        Command::Rekey { config } => commands::rekey(&config),
     };
     result.unwrap_or_else(|error| {
         eprintln!("breakglass-agent: {error:#}");

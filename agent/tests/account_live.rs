@@ -173,7 +173,8 @@ impl Bench {
             session: uuid::Uuid::nil(),
             boot_id: now.boot_id,
             deadline_boot_ns: now.boot_ns + ttl.as_nanos() as u64,
-            key: public.trim().to_owned(),
+            by_code: false,
+            keys: vec![public.trim().to_owned()],
         };
         let started = Instant::now();
         self.account.enable(&grant).unwrap();

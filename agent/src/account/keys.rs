@@ -1,19 +1,23 @@
 //! The key source: what sshd's `AuthorizedKeysCommand` is told.
 //!
-//! While a session is open, `<runtime>/keys/<account>` holds the one key that may log in:
+//! While a session is open, `<runtime>/keys/<account>` holds the keys that may log in:
 //!
 //! ```text
-//! breakglass-key v1
+//! breakglass-key v2
 //! session: UUID
 //! boot: 32 hexadecimal digits
 //! deadline-boot-ns: N
+//! codes: yes | no
+//! keys: how many follow, 0 to 8
 //! key: TYPE BASE64
 //! ```
 //!
-//! Every line ends in one LF; nothing follows. The file holds nothing secret. The helper that sshd runs prints the key only
-//! if the file is whole, belongs to root, may be written by nobody else, names this boot, and its deadline is ahead on the
-//! boot clock. Whatever it is not sure of, it prints nothing, and sshd lets nobody in. It looks at files only: no network,
-//! no name service, no lock.
+//! The last line comes once a key. `codes` says whether a one-time code opened or extended the session, so
+//! that logins without a key are to be expected. Every line ends in one LF; nothing follows. The file holds nothing secret.
+//!
+//! Both helpers, the key source that sshd asks and the PAM gate, go by it only if it is whole, belongs to root, may be written by nobody
+//! else, names this boot, and its deadline is ahead on the boot clock. Whatever they are not sure of, nobody is let in. They look at
+//! files only: no network, no name service, no lock.
 
 use std::{
     fs::{self, DirBuilder, OpenOptions},
@@ -27,12 +31,14 @@ use uuid::Uuid;
 
 use super::replace::{self, Checkpoint, Lasting, Like};
 
+/// Most keys that may log into one session: more people do not work on one host at once.
+pub const KEYS_MAX: usize = 8;
 /// Largest key file, bytes. An RSA-4096 key takes 720.
 const FILE_MAX: u64 = 8 * 1024;
-const HEAD: &str = "breakglass-key v1";
+const HEAD: &str = "breakglass-key v2";
 const NANOS: u64 = 1_000_000_000;
 
-/// Which key may log in, and until when.
+/// Which keys may log in, and until when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyGrant {
     /// The session that it is for.
@@ -41,8 +47,10 @@ pub struct KeyGrant {
     pub boot_id: [u8; 16],
     /// `CLOCK_BOOTTIME`, nanoseconds.
     pub deadline_boot_ns: u64,
-    /// `TYPE BASE64`, as in authorized_keys, without options or comment.
-    pub key: String,
+    /// Whether logins without a key are to be expected, because a one-time code was used.
+    pub by_code: bool,
+    /// `TYPE BASE64`, as in authorized_keys, without options or comment; at most [`KEYS_MAX`].
+    pub keys: Vec<String>,
 }
 
 /// What the clocks show.
@@ -56,15 +64,19 @@ pub struct Now {
     pub wall_s: i64,
 }
 
-/// What sshd should be told about `user`: one line for authorized_keys, or nothing. Only root's files count.
+/// What sshd should be told about `user`: lines for authorized_keys, or nothing. Only root's files count.
 pub fn keys_for(runtime: &Path, user: &str, now: Now) -> Option<String> {
-    keys_owned_by(0, runtime, user, now)
+    authorized_lines(&live(runtime, user, now)?, now)
 }
 
-fn keys_owned_by(owner: u32, runtime: &Path, user: &str, now: Now) -> Option<String> {
+/// The grant under which `user` may log in now. Only root's files count.
+pub fn live(runtime: &Path, user: &str, now: Now) -> Option<KeyGrant> {
+    live_owned_by(0, runtime, user, now)
+}
+
+fn live_owned_by(owner: u32, runtime: &Path, user: &str, now: Now) -> Option<KeyGrant> {
     let text = read_trusted(&path_for(runtime, user)?, owner)?;
-    let grant = KeyGrant::parse(&text)?;
-    authorized_line(&grant, now)
+    KeyGrant::parse(&text).filter(|grant| grant.boot_id == now.boot_id && grant.deadline_boot_ns > now.boot_ns)
 }
 
 /// Where the key of an account is kept; nothing for what cannot be an account's name.
@@ -103,26 +115,27 @@ fn read_trusted(path: &Path, owner: u32) -> Option<String> {
 
 /// `restrict,pty,expiry-time="…Z" KEY`. The expiry is for the case that sshd keeps the answer; the deadline itself is
 /// kept on the boot clock.
-fn authorized_line(grant: &KeyGrant, now: Now) -> Option<String> {
-    if grant.boot_id != now.boot_id {
-        return None;
-    }
+fn authorized_lines(grant: &KeyGrant, now: Now) -> Option<String> {
     let remaining = grant.deadline_boot_ns.checked_sub(now.boot_ns).filter(|left| *left > 0)?;
     // Rounded up: sshd compares whole seconds, and a login in the last second is still within the grant.
     let expiry = now.wall_s.checked_add(i64::try_from(remaining.div_ceil(NANOS)).ok()?)?;
     let expiry = jiff::Timestamp::from_second(expiry).ok()?.strftime("%Y%m%d%H%M%SZ");
-    Some(format!("restrict,pty,expiry-time=\"{expiry}\" {}\n", grant.key))
+    Some(grant.keys.iter().map(|key| format!("restrict,pty,expiry-time=\"{expiry}\" {key}\n")).collect())
 }
 
 impl KeyGrant {
     fn encode(&self) -> Option<String> {
-        is_plain_key(&self.key).then(|| {
+        let sound = self.keys.len() <= KEYS_MAX && self.keys.iter().all(|key| is_plain_key(key));
+        let keys = || self.keys.iter().map(|key| format!("key: {key}\n"));
+        sound.then(|| {
             format!(
-                "{HEAD}\nsession: {}\nboot: {}\ndeadline-boot-ns: {}\nkey: {}\n",
+                "{HEAD}\nsession: {}\nboot: {}\ndeadline-boot-ns: {}\ncodes: {}\nkeys: {}\n{}",
                 self.session,
                 hex::encode(self.boot_id),
                 self.deadline_boot_ns,
-                self.key
+                if self.by_code { "yes" } else { "no" },
+                self.keys.len(),
+                keys().collect::<String>()
             )
         })
     }
@@ -133,14 +146,18 @@ impl KeyGrant {
             return None;
         }
         let mut value = |key: &str| lines.next()?.strip_prefix(key)?.strip_prefix(": ");
-        let grant = Self {
+        let mut grant = Self {
             session: value("session")?.parse().ok()?,
             boot_id: hex::decode(value("boot")?).ok()?.try_into().ok()?,
             deadline_boot_ns: value("deadline-boot-ns")?.parse().ok()?,
-            key: value("key")?.to_owned(),
+            by_code: value("codes")? == "yes",
+            keys: Vec::new(),
         };
+        // How many there are is compared below, with everything else.
+        value("keys")?;
+        grant.keys = lines.map(|line| Some(line.strip_prefix("key: ")?.to_owned())).collect::<Option<_>>()?;
         // One spelling: what does not come out the same was not written by us.
-        (lines.next().is_none() && grant.encode()? == text).then_some(grant)
+        (grant.encode()? == text).then_some(grant)
     }
 }
 
@@ -163,7 +180,13 @@ mod tests {
     const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8g";
 
     fn grant() -> KeyGrant {
-        KeyGrant { session: Uuid::nil(), boot_id: [4; 16], deadline_boot_ns: 160 * NANOS, key: KEY.into() }
+        KeyGrant {
+            session: Uuid::nil(),
+            boot_id: [4; 16],
+            deadline_boot_ns: 160 * NANOS,
+            by_code: false,
+            keys: vec![KEY.into()],
+        }
     }
 
     fn mine() -> u32 {
@@ -178,7 +201,7 @@ mod tests {
     }
 
     fn asked(dir: &Path, now: Now) -> Option<String> {
-        keys_owned_by(mine(), dir, "bg", now)
+        authorized_lines(&live_owned_by(mine(), dir, "bg", now)?, now)
     }
 
     #[test]
@@ -202,9 +225,9 @@ mod tests {
             assert_eq!(asked(dir.path(), now), None, "{now:?}");
         }
         for user in ["", "other", "../keys/bg", ".", "bg/", "bg\n", "bg\0", &"b".repeat(40)] {
-            assert_eq!(keys_owned_by(mine(), dir.path(), user, NOW), None, "{user:?}");
+            assert_eq!(live_owned_by(mine(), dir.path(), user, NOW), None, "{user:?}");
         }
-        assert_eq!(keys_owned_by(mine() + 1, dir.path(), "bg", NOW), None, "another owner's file");
+        assert_eq!(live_owned_by(mine() + 1, dir.path(), "bg", NOW), None, "another owner's file");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
         assert_eq!(asked(dir.path(), NOW), None, "anybody could have written it");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
@@ -226,12 +249,14 @@ mod tests {
             assert_eq!(asked(dir.path(), NOW), None, "cut at {len}");
         }
         for (from, to) in [
-            ("v1", "v2"),
+            ("v2", "v1"),
+            ("codes: no", "codes: maybe"),
             ("boot: 04", "boot: 0A"),
             ("ns: 160", "ns: +160"),
             ("ns: 160", "ns: 0160"),
             ("key: ", "key: command=\"x\" "),
             ("8g\n", "8g\nkey: x\n"),
+            ("8g\n", "8g\n\n"),
             ("8g\n", "8g comment\n"),
         ] {
             let bad = good.replacen(from, to, 1);
@@ -248,15 +273,28 @@ mod tests {
         for key in
             ["", "ssh-ed25519", "ssh-ed25519 AAAA\nssh-ed25519 BBBB", "command=\"x\" ssh-ed25519 AAAAAAAAAAAAAAAA"]
         {
-            let bad = KeyGrant { key: key.into(), ..grant() };
+            let bad = KeyGrant { keys: vec![KEY.into(), key.into()], ..grant() };
             assert!(write(&path, &bad, &NoCheckpoint).is_err(), "{key:?}");
         }
+        let many = KeyGrant { keys: vec![KEY.into(); KEYS_MAX + 1], ..grant() };
+        assert!(write(&path, &many, &NoCheckpoint).is_err());
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn several_keys_or_none() {
+        let other = KEY.replace("8g", "9A");
+        let (dir, path) = written(&KeyGrant { keys: vec![KEY.into(), other.clone()], ..grant() });
+        let lines = asked(dir.path(), NOW).unwrap();
+        assert!(lines.lines().count() == 2 && lines.contains(&other), "{lines}");
+        write(&path, &KeyGrant { keys: vec![], by_code: true, ..grant() }, &NoCheckpoint).unwrap();
+        assert_eq!(asked(dir.path(), NOW).as_deref(), Some(""));
+        assert!(live_owned_by(mine(), dir.path(), "bg", NOW).unwrap().by_code);
     }
 
     proptest! {
         #[test]
-        fn what_is_parsed_has_one_spelling(text in "breakglass-key v1\nsession: 00000000-0000-0000-0000-000000000000\nboot: [0-9a-f]{32}\ndeadline-boot-ns: [0-9]{1,21}\nkey: ssh-[a-z0-9]{1,9} [A-Za-z0-9+/=]{10,60}\n?") {
+        fn what_is_parsed_has_one_spelling(text in "breakglass-key v2\nsession: 00000000-0000-0000-0000-000000000000\nboot: [0-9a-f]{32}\ndeadline-boot-ns: [0-9]{1,21}\ncodes: (yes|no)\nkeys: [0-4]\n(key: ssh-[a-z0-9]{1,9} [A-Za-z0-9+/=]{10,60}\n?){0,3}") {
             if let Some(grant) = KeyGrant::parse(&text) {
                 prop_assert_eq!(grant.encode().unwrap(), text);
             }
@@ -265,7 +303,7 @@ mod tests {
         #[test]
         fn noise_never_panics(text in "\\PC{0,200}", boot_ns: u64, wall_s: i64, deadline: u64) {
             let _ = KeyGrant::parse(&text);
-            let _ = authorized_line(&KeyGrant { deadline_boot_ns: deadline, ..grant() }, Now { boot_ns, wall_s, ..NOW });
+            let _ = authorized_lines(&KeyGrant { deadline_boot_ns: deadline, ..grant() }, Now { boot_ns, wall_s, ..NOW });
         }
     }
 }

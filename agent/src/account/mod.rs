@@ -2,11 +2,13 @@
 //!
 //! Two independent ways in are shut and opened: the account's line in the shadow file, and the key source that sshd asks.
 //! Opening writes the key last, shutting removes it first, so that a crash between the two leaves nobody a way in.
+//! Where the shadow file cannot be replaced, opening mounts a changed copy over it ([`overlay`]).
 //! Everything here blocks, on the disk and for at most [`pwd_lock::WAIT`] on others who change the account files.
 //!
 //! *Invariant:* only the account's own line changes, and the shadow file is replaced, never written in place.
 
 pub mod keys;
+pub mod overlay;
 pub mod pwd_lock;
 pub mod replace;
 pub mod shadow;
@@ -25,6 +27,7 @@ use nix::libc;
 
 use self::{
     keys::KeyGrant,
+    overlay::Overlay,
     pwd_lock::{LockError, PwdLock},
     replace::{Checkpoint, Lasting, Like, NoCheckpoint},
     shadow::{ShadowError, State},
@@ -32,6 +35,18 @@ use self::{
 
 /// Largest passwd or shadow file that is read, bytes: a hundred thousand accounts.
 const FILE_MAX: u64 = 16 << 20;
+
+/// How long enabling waits for a program that holds the account files, before it goes round them: an operator is waiting.
+const ENABLE_WAIT: Duration = Duration::from_secs(1);
+
+/// By which way the account was enabled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Its line in the shadow file.
+    Shadow,
+    /// A copy of the shadow file, mounted over it.
+    Overlay,
+}
 
 /// Why the account cannot be found, unlocked or locked.
 #[derive(Debug, thiserror::Error)]
@@ -84,7 +99,9 @@ pub struct Account {
     uid: u32,
     shadow: PathBuf,
     keys: PathBuf,
+    overlay: Overlay,
     wait: Duration,
+    enable_wait: Duration,
     checkpoint: Box<dyn Checkpoint>,
 }
 
@@ -103,7 +120,9 @@ impl Account {
             uid,
             shadow: config.shadow.clone(),
             keys,
+            overlay: Overlay::new(&config.shadow, runtime),
             wait: pwd_lock::WAIT,
+            enable_wait: ENABLE_WAIT,
             checkpoint: Box::new(NoCheckpoint),
         })
     }
@@ -118,17 +137,20 @@ impl Account {
         self.uid
     }
 
-    /// Lets the key in until its deadline. The caller has made its intent durable before. If it fails, the account is locked again
+    /// Lets the keys in until their deadline. The caller has made its intent durable before. If it fails, the account is locked again
     /// as far as that goes; the caller locks in any case.
-    pub fn enable(&self, grant: &KeyGrant) -> Result<(), AccountError> {
-        self.edit_shadow(shadow::enable)?;
-        keys::write(&self.keys, grant, self.checkpoint.as_ref()).map_err(|e| {
-            let error = self.io("write the key", &self.keys, e);
-            match self.lock() {
-                Ok(()) => error,
-                Err(second) => AccountError::Several(Box::new(error), Box::new(second)),
+    pub fn enable(&self, grant: &KeyGrant) -> Result<Way, AccountError> {
+        let way = self.enable_shadow()?;
+        match keys::write(&self.keys, grant, self.checkpoint.as_ref()) {
+            Ok(()) => Ok(way),
+            Err(error) => {
+                let error = self.io("write the key", &self.keys, error);
+                Err(match self.lock() {
+                    Ok(()) => error,
+                    Err(second) => AccountError::Several(Box::new(error), Box::new(second)),
+                })
             }
-        })
+        }
     }
 
     /// Shuts both ways in: the key source first, then the account. Each is done whatever becomes of the other. Changes nothing
@@ -136,11 +158,13 @@ impl Account {
     pub fn lock(&self) -> Result<(), AccountError> {
         let keys =
             keys::remove(&self.keys, self.checkpoint.as_ref()).map_err(|e| self.io("remove the key", &self.keys, e));
-        let shadow = self.edit_shadow(shadow::lock);
-        match (keys, shadow) {
+        let overlay = self.overlay.unmount(self.checkpoint.as_ref()).map(drop);
+        let overlay = overlay.map_err(|e| self.io("take away the copy mounted over", &self.shadow, e));
+        let shadow = self.edit_shadow(shadow::lock, self.wait);
+        [keys, overlay, shadow].into_iter().fold(Ok(()), |all, step| match (all, step) {
             (Err(first), Err(second)) => Err(AccountError::Several(Box::new(first), Box::new(second))),
             (first, second) => first.and(second),
-        }
+        })
     }
 
     /// What the shadow file says.
@@ -154,10 +178,36 @@ impl Account {
         self.keys.symlink_metadata().is_ok()
     }
 
-    fn edit_shadow(&self, edit: impl Fn(&[u8], &str) -> Result<Vec<u8>, ShadowError>) -> Result<(), AccountError> {
+    fn enable_shadow(&self) -> Result<Way, AccountError> {
+        let error = match self.edit_shadow(shadow::enable, self.enable_wait) {
+            Ok(()) => return Ok(Way::Shadow),
+            Err(error @ (AccountError::Io { .. } | AccountError::Busy { .. })) => error,
+            Err(error) => return Err(error),
+        };
+        tracing::warn!(%error, "the shadow file cannot be changed; a copy is mounted over it");
+        self.mount_enabled().map(|()| Way::Overlay).map_err(|e| AccountError::Several(Box::new(error), Box::new(e)))
+    }
+
+    fn mount_enabled(&self) -> Result<(), AccountError> {
+        let (old, file) = read_bounded(&self.shadow)?;
+        let new = shadow::enable(&old, &self.name).map_err(|e| self.refused(e))?;
+        let mounted = self.overlay.mount(&new, &file, self.checkpoint.as_ref());
+        mounted.map_err(|e| self.io("mount a copy over", &self.shadow, e))
+    }
+
+    fn edit_shadow(
+        &self,
+        edit: impl Fn(&[u8], &str) -> Result<Vec<u8>, ShadowError>,
+        wait: Duration,
+    ) -> Result<(), AccountError> {
+        // Where nothing is to be done nothing is needed: the lock cannot be had on a read-only disk.
+        let (old, _) = read_bounded(&self.shadow)?;
+        if edit(&old, &self.name).map_err(|e| self.refused(e))? == old {
+            return Ok(());
+        }
         let lock = pwd_lock::path_beside(&self.shadow);
-        let _held = PwdLock::take(&lock, self.wait).map_err(|e| match e {
-            LockError::Busy => AccountError::Busy { path: lock.clone(), waited: self.wait },
+        let _held = PwdLock::take(&lock, wait).map_err(|e| match e {
+            LockError::Busy => AccountError::Busy { path: lock.clone(), waited: wait },
             LockError::Io(e) => self.io("lock", &lock, e),
         })?;
         let (old, file) = read_bounded(&self.shadow)?;

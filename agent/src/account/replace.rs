@@ -29,6 +29,10 @@ pub enum Step {
     SyncFolder,
     /// A file is removed.
     Remove,
+    /// A copy is mounted over the file.
+    Mount,
+    /// Such a copy is taken away.
+    Unmount,
 }
 
 /// Called before every step; an error stops there.

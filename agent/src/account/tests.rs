@@ -40,6 +40,11 @@ impl Files {
         self.find("bg").unwrap()
     }
 
+    /// The account's line as enabling writes it.
+    fn enabled_by_hand(&self) {
+        fs::write(self.shadow(), shadow::enable(SHADOW.as_bytes(), "bg").unwrap()).unwrap();
+    }
+
     fn text(&self) -> String {
         fs::read_to_string(self.shadow()).unwrap()
     }
@@ -50,7 +55,8 @@ fn grant() -> KeyGrant {
         session: uuid::Uuid::nil(),
         boot_id: [1; 16],
         deadline_boot_ns: 1,
-        key: "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8g".into(),
+        by_code: false,
+        keys: vec!["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8g".into()],
     }
 }
 
@@ -133,6 +139,7 @@ fn a_link_instead_of_the_file_is_refused() {
 fn somebody_else_at_the_account_files_is_waited_for_and_then_named() {
     let files = Files::new();
     let mut account = files.account();
+    files.enabled_by_hand();
     account.wait = Duration::from_millis(30);
     let held = PwdLock::take(&pwd_lock::path_beside(&files.shadow()), Duration::ZERO).unwrap();
     let message = account.lock().unwrap_err().to_string();
@@ -174,6 +181,114 @@ fn a_failure_at_any_step_leaves_no_half_open_door() {
         steps += 1;
     }
     assert!(steps > 8, "only {steps} steps were tried");
+}
+
+/// Says that a test runs in a mount namespace of its own.
+const NAMESPACE: &str = "BREAKGLASS_TEST_NAMESPACE";
+
+/// Runs a test of this module again in a mount namespace of its own; whether this is that run.
+fn in_namespace(test: &str) -> bool {
+    if std::env::var_os(NAMESPACE).is_some() {
+        return true;
+    }
+    let unshare = || {
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--mount", "--propagation", "private"]);
+        command
+    };
+    if !unshare().arg("true").output().is_ok_and(|output| output.status.success()) {
+        println!("skipped: no mount namespace can be made here");
+        return false;
+    }
+    let output = unshare()
+        .arg(std::env::current_exe().unwrap())
+        .args([&format!("account::tests::{test}"), "--exact", "--nocapture"])
+        .env(NAMESPACE, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    false
+}
+
+fn mount(arguments: &[&str], place: &Path) {
+    let output = std::process::Command::new("mount").args(arguments).arg(place).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Account files on a disk of their own, with the runtime folder elsewhere.
+fn on_a_disk(prepare: impl FnOnce(&Path)) -> (tempfile::TempDir, tempfile::TempDir, Account) {
+    let (etc, run) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    mount(&["-t", "tmpfs", "-o", "size=64k", "none"], etc.path());
+    fs::write(etc.path().join("shadow"), SHADOW).unwrap();
+    fs::write(etc.path().join("passwd"), PASSWD).unwrap();
+    let account = seen_here(etc.path(), run.path());
+    account.lock().unwrap();
+    prepare(etc.path());
+    (etc, run, account)
+}
+
+fn seen_here(etc: &Path, run: &Path) -> Account {
+    let config = crate::config::Account { name: "bg".into(), shadow: etc.join("shadow"), ..Default::default() };
+    let mut account = Account::find(&config, run).unwrap();
+    account.overlay.host_root = "/proc/self/root".into();
+    account
+}
+
+fn fill(etc: &Path) {
+    let mut file = File::create(etc.join("full")).unwrap();
+    while std::io::Write::write_all(&mut file, &[0; 512]).is_ok() {}
+}
+
+#[test]
+fn a_file_that_cannot_be_changed_is_covered() {
+    if !in_namespace("a_file_that_cannot_be_changed_is_covered") {
+        return;
+    }
+    let read_only: fn(&Path) = |etc| mount(&["-o", "remount,ro"], etc);
+    for prepare in [read_only, fill] {
+        let (etc, run, account) = on_a_disk(prepare);
+        assert_eq!(account.enable(&grant()).unwrap(), Way::Overlay);
+        assert_eq!(account.state().unwrap(), State::Enabled);
+        assert!(account.has_key() && account.overlay.is_mounted().unwrap());
+        assert_eq!(account.enable(&grant()).unwrap(), Way::Shadow, "covered already, nothing to change");
+        // One more, as two agents would leave that were killed one after the other.
+        let copy = run.path().join("overlay/breakglass-shadow-overlay");
+        mount(&["--bind", copy.to_str().unwrap()], &etc.path().join("shadow"));
+        let next = seen_here(etc.path(), run.path());
+        next.lock().unwrap();
+        assert_eq!(next.state().unwrap(), State::Locked);
+        assert!(!next.has_key() && !next.overlay.is_mounted().unwrap());
+        next.lock().unwrap();
+        assert_eq!(fs::read_dir(run.path().join("overlay")).unwrap().count(), 0, "the copy holds hashes and is gone");
+    }
+}
+
+#[test]
+fn a_cover_that_the_host_does_not_see_is_refused() {
+    if !in_namespace("a_cover_that_the_host_does_not_see_is_refused") {
+        return;
+    }
+    let (_etc, _run, mut account) = on_a_disk(|etc| mount(&["-o", "remount,ro"], etc));
+    account.overlay.host_root = "/proc/1/root".into();
+    let message = account.enable(&grant()).unwrap_err().to_string();
+    assert!(message.contains("mount a copy over"), "{message}");
+    assert_eq!(account.state().unwrap(), State::Locked);
+    assert!(!account.has_key() && !account.overlay.is_mounted().unwrap());
+}
+
+#[test]
+fn who_holds_the_account_files_does_not_keep_the_operator_waiting() {
+    if !in_namespace("who_holds_the_account_files_does_not_keep_the_operator_waiting") {
+        return;
+    }
+    let (etc, _run, mut account) = on_a_disk(|_| {});
+    account.enable_wait = Duration::from_millis(30);
+    let held = PwdLock::take(&pwd_lock::path_beside(&etc.path().join("shadow")), Duration::ZERO).unwrap();
+    assert_eq!(account.enable(&grant()).unwrap(), Way::Overlay);
+    account.lock().unwrap();
+    drop(held);
+    assert_eq!(account.state().unwrap(), State::Locked);
 }
 
 /// Left by an agent that was killed in the middle of a replacement.

@@ -13,8 +13,9 @@ use breakglass_api::{
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
-    CloseBy, Sessions,
+    CloseBy, Permit, Sessions,
     admission::Ticket,
+    code,
     cost::Checks,
     fold::Refusals,
     source::Source,
@@ -29,8 +30,10 @@ pub struct Shared<S> {
     pub sessions: Arc<S>,
     /// Who checks proofs.
     pub verifier: Arc<Verifier>,
-    /// What checks may cost.
+    /// What checks of signatures may cost.
     pub checks: Checks,
+    /// What checks of one-time codes may cost.
+    pub guesses: Checks,
     /// What was refused and is to be recorded.
     pub refusals: Refusals,
 }
@@ -79,7 +82,7 @@ async fn answer<S: Sessions>(
         Some(Request::Status(_)) => Answer::Status(shared.sessions.status(source.is_local()).await),
         Some(Request::Open(open)) => {
             let signed = Signed { text: open.grant_text, signature: open.signature };
-            match shared.open(signed.clone(), source).await {
+            match shared.open(signed.clone(), open.cosignatures, source).await {
                 Ok(opened) => Answer::Opened(opened),
                 Err(refusal) => {
                     ticket.failed();
@@ -97,6 +100,23 @@ async fn answer<S: Sessions>(
                 }
             }
         }
+        Some(Request::Code(request)) => match shared.open_by_code(request, source).await {
+            Ok(opened) => Answer::Opened(opened),
+            Err(refusal) => {
+                ticket.failed();
+                Answer::Refused(shared.refuse(source, refusal, None))
+            }
+        },
+        Some(Request::Login(notice)) => match source {
+            Source::Unix { uid: 0, .. } => {
+                shared.sessions.logged_in(notice).await;
+                Answer::Noted(v1::Noted {})
+            }
+            _ => {
+                let refusal = Refusal::new("not-allowed", "only the PAM gate tells of logins");
+                Answer::Refused(shared.refuse(source, refusal, None))
+            }
+        },
         None => {
             let refusal = Refusal::new("bad-request", "the request is empty or of a kind that this host does not know");
             Answer::Refused(shared.refuse(source, refusal, None))
@@ -105,13 +125,38 @@ async fn answer<S: Sessions>(
 }
 
 impl<S: Sessions> Shared<S> {
-    async fn open(self: &Arc<Self>, signed: Signed, source: Source) -> Result<v1::Opened, Refusal> {
+    async fn open(
+        self: &Arc<Self>,
+        signed: Signed,
+        cosignatures: Vec<v1::Cosignature>,
+        source: Source,
+    ) -> Result<v1::Opened, Refusal> {
         let started = Instant::now();
         let verifier = Arc::clone(&self.verifier);
-        let grant = self.checks.run(source.group(), move || verifier.grant(signed)).await?;
+        let check = move || verifier.grant(signed, &cosignatures, source);
+        let grant = self.checks.run(source.group(), check).await?;
+        self.open_permitted(Permit::Signed(Box::new(grant)), source, started).await
+    }
+
+    async fn open_by_code(self: &Arc<Self>, request: v1::CodeRequest, source: Source) -> Result<v1::Opened, Refusal> {
+        let started = Instant::now();
+        code::check_caller(&request, source)?;
+        // A code is gone once it is checked, so whatever would stop the session is looked for before.
+        self.sessions.ready().await?;
+        let (verifier, group) = (Arc::clone(&self.verifier), code::group(&request, source));
+        let grant = self.guesses.run(group, move || verifier.code(&request, source)).await?;
+        self.open_permitted(Permit::Code(Box::new(grant)), source, started).await
+    }
+
+    async fn open_permitted(
+        self: &Arc<Self>,
+        permit: Permit,
+        source: Source,
+        started: Instant,
+    ) -> Result<v1::Opened, Refusal> {
         let sessions = Arc::clone(&self.sessions);
         // A task of its own: what has begun is not left half done when the connection goes.
-        let mut opened = finished(tokio::spawn(async move { sessions.open(grant, source).await })).await?;
+        let mut opened = finished(tokio::spawn(async move { sessions.open(permit, source).await })).await?;
         opened.agent_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         Ok(opened)
     }
@@ -121,7 +166,7 @@ impl<S: Sessions> Shared<S> {
             self.local_closer(source)?
         } else {
             let verifier = Arc::clone(&self.verifier);
-            let close = self.checks.run(source.group(), move || verifier.close(signed)).await?;
+            let close = self.checks.run(source.group(), move || verifier.close(signed, source)).await?;
             CloseBy::Operator(Box::new(close))
         };
         let sessions = Arc::clone(&self.sessions);

@@ -15,6 +15,7 @@ use std::{
 use tokio::sync::{Mutex as Lane, Semaphore};
 
 use super::source::Group;
+use crate::blocking;
 
 /// Rest after a wrong proof, as a multiple of what it took.
 const REST: u32 = 4;
@@ -32,15 +33,21 @@ pub struct Checks {
     permits: Semaphore,
     lane: Lane<()>,
     failed: Mutex<HashMap<Group, Instant>>,
+    rest_max: Duration,
 }
 
 impl Default for Checks {
     fn default() -> Self {
-        Self { permits: Semaphore::new(AT_ONCE), lane: Lane::new(()), failed: Mutex::default() }
+        Self::resting(REST_MAX)
     }
 }
 
 impl Checks {
+    /// With another longest rest, for checks that cost more.
+    pub fn resting(rest_max: Duration) -> Self {
+        Self { permits: Semaphore::new(AT_ONCE), lane: Lane::new(()), failed: Mutex::default(), rest_max }
+    }
+
     /// Runs `check`; an `Err` counts against the source.
     pub async fn run<T, E>(&self, group: Group, check: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, E>
     where
@@ -60,7 +67,7 @@ impl Checks {
         let (result, took) = measured(check).await;
         if result.is_err() {
             self.remember(group);
-            tokio::time::sleep((took * REST).min(REST_MAX)).await;
+            tokio::time::sleep((took * REST).min(self.rest_max)).await;
         }
         result
     }
@@ -90,10 +97,7 @@ async fn measured<T: Send + 'static>(check: impl FnOnce() -> T + Send + 'static)
         let result = check();
         (result, started.elapsed())
     };
-    match tokio::task::spawn_blocking(timed).await {
-        Ok(result) => result,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
+    blocking::run(timed).await
 }
 
 #[cfg(test)]

@@ -5,8 +5,10 @@
 //! ([`cost`]) and the record of refusals ([`fold`]).
 
 pub mod admission;
+pub mod code;
 pub mod connection;
 pub mod cost;
+pub mod counters;
 pub mod fold;
 pub mod listen;
 pub mod source;
@@ -26,7 +28,9 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use self::{admission::Admission, connection::Shared, cost::Checks, fold::Refusals, verifier::Verifier};
+use self::{
+    admission::Admission, code::CodeGrant, connection::Shared, cost::Checks, fold::Refusals, verifier::Verifier,
+};
 pub use self::{listen::ControlError, source::Source};
 use crate::grant::{Refusal, VerifiedClose, VerifiedGrant};
 
@@ -34,6 +38,8 @@ use crate::grant::{Refusal, VerifiedClose, VerifiedGrant};
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Pause after `accept` failed, most likely for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Longest rest after a wrong one-time code: at 64 random bits the rate of guesses does not matter, what they cost does.
+const GUESS_REST: Duration = Duration::from_millis(500);
 /// How long requests that are being worked on may take at shutdown. Closing a session takes a second.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -48,10 +54,23 @@ pub enum CloseBy {
     Operator(Box<VerifiedClose>),
 }
 
+/// What allows to break the glass.
+#[derive(Clone, Debug)]
+pub enum Permit {
+    /// Signatures.
+    Signed(Box<VerifiedGrant>),
+    /// A one-time code, which is burnt.
+    Code(Box<CodeGrant>),
+}
+
 /// What becomes of requests that are allowed.
 pub trait Sessions: Send + Sync + 'static {
     /// Breaks the glass. Runs to its end even if the caller goes away. `agent_us` of the answer is filled in by the caller.
-    fn open(&self, grant: VerifiedGrant, source: Source) -> impl Future<Output = Result<v1::Opened, Refusal>> + Send;
+    fn open(&self, permit: Permit, source: Source) -> impl Future<Output = Result<v1::Opened, Refusal>> + Send;
+    /// Whether the glass could be broken now; asked before a one-time code is burnt.
+    fn ready(&self) -> impl Future<Output = Result<(), Refusal>> + Send;
+    /// Records that somebody logged in, as the PAM gate says.
+    fn logged_in(&self, notice: v1::LoginNotice) -> impl Future<Output = ()> + Send;
     /// Closes the open session. Runs to its end even if the caller goes away.
     fn close(&self, by: CloseBy, source: Source) -> impl Future<Output = Result<v1::Closed, Refusal>> + Send;
     /// Records refused requests; `count` says how many equal ones it stands for.
@@ -130,7 +149,13 @@ pub async fn serve<S: Sessions>(
         None => None,
     };
     let unix = listen::unix(&options.socket)?;
-    let shared = Arc::new(Shared { sessions, verifier, checks: Checks::default(), refusals: Refusals::default() });
+    let shared = Arc::new(Shared {
+        sessions,
+        verifier,
+        checks: Checks::default(),
+        guesses: Checks::resting(GUESS_REST),
+        refusals: Refusals::default(),
+    });
 
     let mut handle = ControlHandle { address: None, tasks: Vec::new(), files: vec![options.socket] };
     let mut doors = vec![tokio::spawn(serve_unix(unix, Arc::clone(&shared), shutdown.clone()))];

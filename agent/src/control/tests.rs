@@ -4,7 +4,10 @@ use std::{
     fs,
     path::Path,
     process::{Command, Stdio},
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
@@ -25,6 +28,8 @@ use tokio::{
 
 use super::{verifier::Identity, *};
 
+mod codes;
+
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Grants everything that is verified, and remembers.
@@ -33,15 +38,34 @@ struct Fake {
     opened: Mutex<Vec<(String, Source)>>,
     closed: Mutex<Vec<String>>,
     refused: Mutex<Vec<ProofRefused>>,
+    logins: Mutex<Vec<v1::LoginNotice>>,
+    unready: AtomicBool,
 }
 
 impl Sessions for Fake {
-    async fn open(&self, grant: VerifiedGrant, source: Source) -> Result<v1::Opened, Refusal> {
-        if grant.text.reason == "slow" {
-            tokio::time::sleep(Duration::from_millis(300)).await;
-        }
-        self.opened.lock().unwrap().push((grant.signer.principal, source));
+    async fn open(&self, permit: Permit, source: Source) -> Result<v1::Opened, Refusal> {
+        let who = match permit {
+            Permit::Signed(grant) => {
+                if grant.text.reason == "slow" {
+                    tokio::time::sleep(Duration::from_millis(300)).await;
+                }
+                grant.signer.principal
+            }
+            Permit::Code(grant) => grant.operator(),
+        };
+        self.opened.lock().unwrap().push((who, source));
         Ok(v1::Opened { session: "s1".into(), ..v1::Opened::default() })
+    }
+
+    async fn ready(&self) -> Result<(), Refusal> {
+        match self.unready.load(Ordering::Relaxed) {
+            true => Err(Refusal::new("cannot-record", "no room")),
+            false => Ok(()),
+        }
+    }
+
+    async fn logged_in(&self, notice: v1::LoginNotice) {
+        self.logins.lock().unwrap().push(notice);
     }
 
     async fn close(&self, by: CloseBy, _: Source) -> Result<v1::Closed, Refusal> {
@@ -117,7 +141,7 @@ impl Bench {
         let key = self.dir.path().join("key");
         let sign = &mut Command::new("ssh-keygen");
         let signature = run(sign.args(["-q", "-Y", "sign", "-n", GRANT_NAMESPACE, "-f"]).arg(key), &grant_text);
-        OpenRequest { grant_text, signature }
+        OpenRequest { grant_text, signature, ..OpenRequest::default() }
     }
 
     async fn recorded(&self, count: usize) -> Vec<ProofRefused> {
@@ -151,7 +175,7 @@ fn verifier(dir: &Path) -> Verifier {
         account_uid: 4242,
     };
     let config = crate::config::Grant { allowed_signers: dir.join("allowed_signers"), ..Default::default() };
-    Verifier::new(identity, &config)
+    Verifier::new(identity, &config, dir)
 }
 
 fn enrol(dir: &Path) {

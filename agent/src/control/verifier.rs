@@ -1,4 +1,4 @@
-//! Holds proofs against this host: its clocks, its challenges and its allowed_signers file.
+//! Holds proofs against this host: its clocks, its challenges, its policy and its lists of signers and revoked keys.
 
 use std::{
     fs::OpenOptions,
@@ -13,10 +13,17 @@ use breakglass_api::v1;
 use jiff::tz::TimeZone;
 use nix::libc;
 
+use super::{
+    code::{self, CodeGrant},
+    counters::Counters,
+    source::Source,
+};
 use crate::{
+    codes::Book,
     grant::{
-        self, Clock, Policy, Refusal, Signed, VerifiedClose, VerifiedGrant,
-        nonce::{Nonces, VALID_SECONDS},
+        self, Check, Clock, Policy, Refusal, Signed, VerifiedClose, VerifiedGrant,
+        nonce::{Nonces, QUORUM_VALID_SECONDS, VALID_SECONDS},
+        revoked::Revoked,
         signers::{AllowedSigners, FILE_MAX},
     },
     session::clock,
@@ -37,25 +44,34 @@ pub struct Identity {
     pub account_uid: u32,
 }
 
-/// Holds proofs against this host. Calls may block on the allowed_signers file.
+/// Holds proofs against this host. Calls may block on its files.
 pub struct Verifier {
     identity: Identity,
     policy: Policy,
     default_ttl: Duration,
     nonces: Nonces,
     signers: SignersFile,
+    revoked_keys: Option<PathBuf>,
+    counters: Counters,
+    codes: Book,
 }
 
 impl Verifier {
-    /// A verifier with a nonce key of its own: what an earlier run handed out is no good any more.
-    pub fn new(identity: Identity, config: &crate::config::Grant) -> Self {
-        let policy = Policy { host_id: identity.host_id.clone(), boot_id: identity.boot_id, max_ttl: config.max_ttl };
+    /// A verifier with a nonce key of its own: what an earlier run handed out is no good any more. `state` holds one-time codes and the
+    /// counters of FIDO keys.
+    pub fn new(identity: Identity, config: &crate::config::Grant, state: &Path) -> Self {
+        let (host_id, boot_id) = (identity.host_id.clone(), identity.boot_id);
+        let policy = Policy { host_id, boot_id, max_ttl: config.max_ttl, rules: config.rules() };
+        let valid = if config.required_signers > 1 { QUORUM_VALID_SECONDS } else { VALID_SECONDS };
         Self {
             identity,
             policy,
             default_ttl: config.default_ttl,
-            nonces: Nonces::new(rand::random()),
+            nonces: Nonces::lasting(rand::random(), valid),
             signers: SignersFile::new(config.allowed_signers.clone()),
+            revoked_keys: config.revoked_keys.clone(),
+            counters: Counters::open(state),
+            codes: Book::new(state),
         }
     }
 
@@ -71,21 +87,71 @@ impl Verifier {
             hostname: self.identity.host_name.clone(),
             boot_id: self.identity.boot_id.to_vec(),
             nonce: self.nonces.make(clock::boot_ns(), rand::random()).to_vec(),
-            valid_seconds: VALID_SECONDS as u32,
+            valid_seconds: u32::try_from(self.nonces.valid_seconds()).unwrap_or(u32::MAX),
             max_ttl_seconds: self.policy.max_ttl.as_secs(),
             default_ttl_seconds: self.default_ttl.as_secs(),
             account: self.identity.account.clone(),
+            required_signers: u32::try_from(self.policy.rules.required_signers).unwrap_or(u32::MAX),
+            hardware_only: self.policy.rules.hardware_only || self.policy.rules.user_verification,
+            ticket_pattern: self.policy.rules.ticket.as_ref().map(|t| t.as_str().to_owned()).unwrap_or_default(),
         }
     }
 
     /// Checks a request to break the glass; uses its nonce up if it is good.
-    pub fn grant(&self, signed: Signed) -> Result<VerifiedGrant, Refusal> {
-        grant::verify_grant(signed, &self.policy, &*self.signers.load()?, &self.nonces, now())
+    pub fn grant(
+        &self,
+        signed: Signed,
+        cosignatures: &[v1::Cosignature],
+        source: Source,
+    ) -> Result<VerifiedGrant, Refusal> {
+        let (signers, revoked) = (self.signers.load()?, self.revoked()?);
+        let grant = grant::verify_grant(signed, cosignatures, &self.check(&signers, &revoked, source))?;
+        self.counters.check(&grant.signer)?;
+        for cosigned in &grant.cosigned {
+            self.counters.check(&cosigned.signer)?;
+        }
+        Ok(grant)
     }
 
     /// Checks a request to close; uses its nonce up if it is good.
-    pub fn close(&self, signed: Signed) -> Result<VerifiedClose, Refusal> {
-        grant::verify_close(signed, &self.policy, &*self.signers.load()?, &self.nonces, now())
+    pub fn close(&self, signed: Signed, source: Source) -> Result<VerifiedClose, Refusal> {
+        let (signers, revoked) = (self.signers.load()?, self.revoked()?);
+        let close = grant::verify_close(signed, &self.check(&signers, &revoked, source))?;
+        self.counters.check(&close.signer)?;
+        Ok(close)
+    }
+
+    /// Checks a request with a one-time code; burns the code if it is good.
+    pub fn code(&self, request: &v1::CodeRequest, source: Source) -> Result<CodeGrant, Refusal> {
+        code::verify(request, source, &self.policy, self.default_ttl, &self.codes)
+    }
+
+    fn check<'a>(&'a self, signers: &'a AllowedSigners, revoked: &'a Revoked, source: Source) -> Check<'a> {
+        let source = match source {
+            Source::Tcp(address) => Some(address.ip()),
+            Source::Unix { .. } => None,
+        };
+        Check { policy: &self.policy, signers, revoked, nonces: &self.nonces, clock: now(), source }
+    }
+
+    /// The revoked keys as they are now. A list that is named and cannot be used allows nobody.
+    pub fn revoked(&self) -> Result<Revoked, Refusal> {
+        let Some(path) = &self.revoked_keys else { return Ok(Revoked::default()) };
+        let read = read_trusted(path).map_err(|e| e.to_string());
+        let parsed = read.and_then(|bytes| {
+            let text = String::from_utf8(bytes).map_err(|_| "it is not text".to_owned())?;
+            Revoked::parse(&text)
+        });
+        parsed.map_err(|why| {
+            tracing::error!(path = %path.display(), why, "nobody can break the glass: the list of revoked keys cannot be used");
+            Refusal::new(
+                "no-revocations",
+                format!(
+                    "this host cannot use its list of revoked keys ({}: {why}); somebody with another way in has to mend it",
+                    path.display()
+                ),
+            )
+        })
     }
 
     /// The allowed_signers file as it is now, for `doctor`.

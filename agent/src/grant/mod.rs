@@ -18,6 +18,10 @@
 //! | `namespace-not-allowed`, `not-valid-now` | the line lists them, but not for this or not now |
 //! | `weak-key` | the key's type or size is not taken |
 //! | `wrong-application`, `no-presence` | the FIDO key is not for SSH, or nobody touched it |
+//! | `source-not-allowed`, `bad-ticket`, `operator-not-allowed` | policy asks for another network, ticket or person |
+//! | `not-hardware`, `not-verified`, `revoked-key` | policy asks for another key |
+//! | `quorum`, `same-person`, `too-many-signatures` | not enough distinct people signed |
+//! | `counter-rollback` | the FIDO key's counter went back, as that of a copy would |
 //! | `too-many-grants` | more grants were verified within a minute than can be remembered |
 //!
 //! Refusals tell a caller who already has a public key whether it is listed. That is accepted: public keys open nothing,
@@ -25,19 +29,27 @@
 
 pub mod nonce;
 mod pattern;
+pub mod policy;
 pub mod proof;
+pub mod quorum;
+pub mod revoked;
 pub mod signers;
 mod sshsig;
-use std::{fmt, time::Duration};
+
+use std::{fmt, net::IpAddr, time::Duration};
 
 use breakglass_api::{
     CLOSE_NAMESPACE, GRANT_NAMESPACE,
     grant::{Claim, CloseText, GrantText, TextError},
+    v1,
 };
 
 use self::{
-    nonce::{NonceError, Nonces, VALID_SECONDS},
+    nonce::{NonceError, Nonces},
+    policy::Rules,
     proof::Signer,
+    quorum::Cosigned,
+    revoked::Revoked,
     signers::AllowedSigners,
 };
 
@@ -74,6 +86,25 @@ pub struct Policy {
     pub boot_id: [u8; 16],
     /// Longest session.
     pub max_ttl: Duration,
+    /// What else is asked for.
+    pub rules: Rules,
+}
+
+/// Everything that a proof is held against.
+#[derive(Clone, Copy)]
+pub struct Check<'a> {
+    /// The host and its rules.
+    pub policy: &'a Policy,
+    /// Who may sign.
+    pub signers: &'a AllowedSigners,
+    /// Whose keys are no good any more.
+    pub revoked: &'a Revoked,
+    /// Which challenges are good.
+    pub nonces: &'a Nonces,
+    /// The time.
+    pub clock: Clock,
+    /// Where the request came from; absent: this machine.
+    pub source: Option<IpAddr>,
 }
 
 /// What both clocks showed when the proof arrived.
@@ -101,6 +132,10 @@ pub struct VerifiedGrant {
     pub text: GrantText,
     /// Who asked.
     pub signer: Signer,
+    /// Who consented.
+    pub cosigned: Vec<Cosigned>,
+    /// What the reviewer should know at once.
+    pub warnings: Vec<String>,
     /// The bytes, for the record.
     pub signed: Signed,
 }
@@ -126,35 +161,37 @@ impl VerifiedGrant {
 /// Checks a request to break the glass.
 pub fn verify_grant(
     signed: Signed,
-    policy: &Policy,
-    signers: &AllowedSigners,
-    nonces: &Nonces,
-    clock: Clock,
+    cosignatures: &[v1::Cosignature],
+    check: &Check<'_>,
 ) -> Result<VerifiedGrant, Refusal> {
+    let rules = &check.policy.rules;
+    rules.check_source(check.source)?;
     let text = GrantText::parse(&signed.text).map_err(bad_text)?;
-    check_claim(&text.claim, policy, nonces, clock)?;
-    check_terms(&text, policy)?;
-    let signer = check_signature(&signed, GRANT_NAMESPACE, &text.claim, signers, clock)?;
-    nonces.claim(&text.claim.nonce, clock.boot_ns).map_err(refused_nonce)?;
-    Ok(VerifiedGrant { text, signer, signed })
+    check_claim(&text.claim, check)?;
+    check_terms(&text, check.policy)?;
+    rules.check_ticket(&text.ticket)?;
+    let signer = check_signature(&signed, GRANT_NAMESPACE, &text.claim, check)?;
+    rules.check_operator(&signer.principal)?;
+    let cosigned = quorum::verify(cosignatures, &signed.text, &signer, check)?;
+    claim(&text.claim, check)?;
+    Ok(VerifiedGrant { warnings: rules.reason_warnings(&text.reason), text, signer, cosigned, signed })
 }
 
 /// Checks a request to close a session.
-pub fn verify_close(
-    signed: Signed,
-    policy: &Policy,
-    signers: &AllowedSigners,
-    nonces: &Nonces,
-    clock: Clock,
-) -> Result<VerifiedClose, Refusal> {
+pub fn verify_close(signed: Signed, check: &Check<'_>) -> Result<VerifiedClose, Refusal> {
     let text = CloseText::parse(&signed.text).map_err(bad_text)?;
-    check_claim(&text.claim, policy, nonces, clock)?;
-    let signer = check_signature(&signed, CLOSE_NAMESPACE, &text.claim, signers, clock)?;
-    nonces.claim(&text.claim.nonce, clock.boot_ns).map_err(refused_nonce)?;
+    check_claim(&text.claim, check)?;
+    let signer = check_signature(&signed, CLOSE_NAMESPACE, &text.claim, check)?;
+    claim(&text.claim, check)?;
     Ok(VerifiedClose { text, signer, signed })
 }
 
-fn check_claim(claim: &Claim, policy: &Policy, nonces: &Nonces, clock: Clock) -> Result<(), Refusal> {
+fn claim(claim: &Claim, check: &Check<'_>) -> Result<(), Refusal> {
+    check.nonces.claim(&claim.nonce, check.clock.boot_ns).map_err(|e| refused_nonce(e, check.nonces))
+}
+
+fn check_claim(claim: &Claim, check: &Check<'_>) -> Result<(), Refusal> {
+    let policy = check.policy;
     if claim.host_id != policy.host_id {
         return Err(Refusal::new(
             "other-host",
@@ -170,45 +207,65 @@ fn check_claim(claim: &Claim, policy: &Policy, nonces: &Nonces, clock: Clock) ->
             "the host was rebooted since its challenge; ask for a new one and sign again",
         ));
     }
-    nonces.check(&claim.nonce, clock.boot_ns).map_err(refused_nonce)
+    check.nonces.check(&claim.nonce, check.clock.boot_ns).map_err(|e| refused_nonce(e, check.nonces))
 }
 
 fn check_terms(text: &GrantText, policy: &Policy) -> Result<(), Refusal> {
     if text.reason.is_empty() {
         return Err(Refusal::new("no-reason", "the request gives no reason; say why with --reason"));
     }
-    if text.ttl_seconds == 0 {
-        return Err(Refusal::new("ttl-too-short", "the request is for no time at all; ask for longer with --ttl"));
+    policy.check_ttl(text.ttl_seconds)
+}
+
+impl Policy {
+    /// Whether a session may be that long.
+    pub fn check_ttl(&self, seconds: u64) -> Result<(), Refusal> {
+        if seconds == 0 {
+            return Err(Refusal::new("ttl-too-short", "the request is for no time at all; ask for longer with --ttl"));
+        }
+        let max = self.max_ttl.as_secs();
+        if seconds > max {
+            return Err(Refusal::new(
+                "ttl-too-long",
+                format!(
+                    "the request is for {}, this host allows at most {}; ask for less with --ttl",
+                    humantime::format_duration(Duration::from_secs(seconds)),
+                    humantime::format_duration(Duration::from_secs(max))
+                ),
+            ));
+        }
+        Ok(())
     }
-    let max = policy.max_ttl.as_secs();
-    if text.ttl_seconds > max {
+}
+
+fn check_signature(signed: &Signed, namespace: &str, claim: &Claim, check: &Check<'_>) -> Result<Signer, Refusal> {
+    let wall_s = check.clock.wall_s;
+    let signer = proof::verify(&signed.text, &signed.signature, namespace, &claim.operator, check.signers, wall_s)?;
+    check_signer(&signer, check)?;
+    Ok(signer)
+}
+
+/// What is asked of every key that signs, the first one's and a co-signer's.
+fn check_signer(signer: &Signer, check: &Check<'_>) -> Result<(), Refusal> {
+    if check.revoked.contains(&signer.key) {
         return Err(Refusal::new(
-            "ttl-too-long",
+            "revoked-key",
             format!(
-                "the request is for {}, this host allows at most {}; ask for less with --ttl",
-                humantime::format_duration(Duration::from_secs(text.ttl_seconds)),
-                humantime::format_duration(Duration::from_secs(max))
+                "the key {} of {:?} is revoked on this host; sign with another",
+                signer.fingerprint(),
+                signer.principal
             ),
         ));
     }
-    Ok(())
-}
-
-fn check_signature(
-    signed: &Signed,
-    namespace: &str,
-    claim: &Claim,
-    signers: &AllowedSigners,
-    clock: Clock,
-) -> Result<Signer, Refusal> {
-    proof::verify(&signed.text, &signed.signature, namespace, &claim.operator, signers, clock.wall_s)
+    check.policy.rules.check_key(signer)
 }
 
 fn bad_text(error: TextError) -> Refusal {
     Refusal::new("bad-text", format!("the signed text is not understood: {error}; use a client of this host's version"))
 }
 
-fn refused_nonce(error: NonceError) -> Refusal {
+fn refused_nonce(error: NonceError, nonces: &Nonces) -> Refusal {
+    let valid = nonces.valid_seconds();
     match error {
         NonceError::Forged => Refusal::new(
             "forged-nonce",
@@ -216,13 +273,13 @@ fn refused_nonce(error: NonceError) -> Refusal {
         ),
         NonceError::Stale => Refusal::new(
             "stale-nonce",
-            format!("the challenge is older than {VALID_SECONDS} s; ask for a new one and sign again"),
+            format!("the challenge is older than {valid} s; ask for a new one and sign again"),
         ),
         NonceError::Replayed => {
             Refusal::new("replayed-nonce", "the request was used before; ask for a new challenge and sign again")
         }
         NonceError::Full => {
-            Refusal::new("too-many-grants", format!("too many requests were granted in a row; wait {VALID_SECONDS} s"))
+            Refusal::new("too-many-grants", format!("too many requests were granted in a row; wait {valid} s"))
         }
     }
 }

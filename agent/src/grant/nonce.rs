@@ -17,8 +17,10 @@ use sha2::Sha256;
 pub const NONCE_LEN: usize = 8 + RANDOM_LEN + 32;
 /// Length of the random part, bytes.
 pub const RANDOM_LEN: usize = 16;
-/// How long a nonce is good, seconds: time for two people to find and touch their keys.
+/// How long a nonce is good, seconds: time for somebody to find and touch their key.
 pub const VALID_SECONDS: u64 = 60;
+/// The same where several people must sign, who have to be found first.
+pub const QUORUM_VALID_SECONDS: u64 = 15 * 60;
 /// Most used nonces that are remembered. Only verified grants take a place, and a host opens for one at a time.
 const USED_MAX: usize = 1024;
 
@@ -33,24 +35,35 @@ pub enum NonceError {
     Stale,
     /// Used by an earlier grant.
     Replayed,
-    /// More grants were verified within [`VALID_SECONDS`] than can be remembered.
+    /// More grants were verified within a nonce's time than can be remembered.
     Full,
 }
 
 /// Makes nonces and recognises them.
 pub struct Nonces {
     mac: Hmac<Sha256>,
+    valid_seconds: u64,
     /// Used nonce and when it was made, boot nanoseconds.
     used: Mutex<HashMap<[u8; NONCE_LEN], u64>>,
 }
 
 impl Nonces {
-    /// A book with nothing used; `key` is fresh random bytes.
+    /// A book with nothing used; `key` is fresh random bytes. Nonces are good for [`VALID_SECONDS`].
     pub fn new(key: [u8; 32]) -> Self {
+        Self::lasting(key, VALID_SECONDS)
+    }
+
+    /// The same with nonces that are good for so many seconds.
+    pub fn lasting(key: [u8; 32], valid_seconds: u64) -> Self {
         // HMAC hashes keys that are longer than a block and pads those that are shorter; a block is 64 bytes.
         let mut block = [0; 64];
         block[..32].copy_from_slice(&key);
-        Self { mac: Hmac::new(&block.into()), used: Mutex::default() }
+        Self { mac: Hmac::new(&block.into()), valid_seconds, used: Mutex::default() }
+    }
+
+    /// How long a nonce is good, seconds.
+    pub fn valid_seconds(&self) -> u64 {
+        self.valid_seconds
     }
 
     /// A new nonce, from the boot clock in nanoseconds and fresh random bytes.
@@ -74,7 +87,7 @@ impl Nonces {
         let made = u64::from_be_bytes(*made);
         // The boot clock does not go back: a nonce from its future is not one of ours.
         let age = boot_ns.checked_sub(made).ok_or(NonceError::Forged)?;
-        if age > VALID_SECONDS * NANOS {
+        if age > self.valid_seconds * NANOS {
             return Err(NonceError::Stale);
         }
         if self.used().contains_key(nonce) { Err(NonceError::Replayed) } else { Ok(()) }
@@ -86,8 +99,9 @@ impl Nonces {
         self.check(nonce, boot_ns)?;
         let nonce: [u8; NONCE_LEN] = nonce.try_into().map_err(|_| NonceError::Forged)?;
         let made = nonce.first_chunk::<8>().map_or(0, |made| u64::from_be_bytes(*made));
+        let valid = self.valid_seconds * NANOS;
         let mut used = self.used();
-        used.retain(|_, made| boot_ns.saturating_sub(*made) <= VALID_SECONDS * NANOS);
+        used.retain(|_, made| boot_ns.saturating_sub(*made) <= valid);
         if used.len() >= USED_MAX {
             return Err(NonceError::Full);
         }

@@ -154,7 +154,7 @@ fn usable(entry: &Entry, namespace: &str, wall_s: i64) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn check_strength(key: &KeyData) -> Result<(), Refusal> {
+pub(crate) fn check_strength(key: &KeyData) -> Result<(), Refusal> {
     let weak = |what: String| Err(Refusal::new("weak-key", format!("{what}; use an Ed25519, ECDSA or FIDO key")));
     match key {
         KeyData::Rsa(rsa) => {

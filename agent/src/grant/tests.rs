@@ -13,6 +13,8 @@ use ssh_key::PublicKey;
 
 use super::{nonce::NONCE_LEN, *};
 
+mod quorum;
+
 const BOOT_NS: u64 = 5_000_000_000_000;
 const WALL_S: i64 = 1_790_000_000;
 const CLOCK: Clock = Clock { boot_ns: BOOT_NS, wall_s: WALL_S };
@@ -27,7 +29,12 @@ impl Bench {
     fn new() -> Self {
         Self {
             dir: tempfile::tempdir().unwrap(),
-            policy: Policy { host_id: "host-1".into(), boot_id: [7; 16], max_ttl: Duration::from_secs(3600) },
+            policy: Policy {
+                host_id: "host-1".into(),
+                boot_id: [7; 16],
+                max_ttl: Duration::from_secs(3600),
+                rules: Rules::default(),
+            },
             nonces: Nonces::new([3; 32]),
         }
     }
@@ -57,7 +64,22 @@ impl Bench {
     }
 
     fn verify(&self, signed: Signed, signers: &str) -> Result<VerifiedGrant, Refusal> {
-        verify_grant(signed, &self.policy, &AllowedSigners::parse(signers, None), &self.nonces, CLOCK)
+        self.verify_with(signed, &[], signers, "")
+    }
+
+    fn verify_with(
+        &self,
+        signed: Signed,
+        cosignatures: &[v1::Cosignature],
+        signers: &str,
+        revoked: &str,
+    ) -> Result<VerifiedGrant, Refusal> {
+        let (signers, revoked) = (AllowedSigners::parse(signers, None), Revoked::parse(revoked).unwrap());
+        verify_grant(signed, cosignatures, &self.check(&signers, &revoked))
+    }
+
+    fn check<'a>(&'a self, signers: &'a AllowedSigners, revoked: &'a Revoked) -> Check<'a> {
+        Check { policy: &self.policy, signers, revoked, nonces: &self.nonces, clock: CLOCK, source: None }
     }
 }
 
@@ -245,7 +267,8 @@ fn closing_has_its_own_namespace_and_the_same_nonces() {
     let text =
         CloseText { claim: bench.grant().claim, session: "0199".into(), client_time: "2026-01-31T23:59:59Z".into() };
     let encoded = text.encode().unwrap();
-    let verify = |signed| verify_close(signed, &bench.policy, &signers, &bench.nonces, CLOCK);
+    let revoked = Revoked::default();
+    let verify = |signed| verify_close(signed, &bench.check(&signers, &revoked));
     assert_eq!(verify(sign(&key, GRANT_NAMESPACE, &encoded, &[])).unwrap_err().code, "wrong-namespace");
     let signed = sign(&key, CLOSE_NAMESPACE, &encoded, &[]);
     assert_eq!(verify(signed.clone()).unwrap().text, text);

@@ -6,13 +6,15 @@ use breakglass_api::v1::LeftBehind;
 use uuid::Uuid;
 
 use super::{
+    backstop::Backstop,
     clock,
     looks::Looks,
-    machine::{Counts, Machine, MachineError},
+    machine::{Access, Counts, Machine, MachineError},
     processes::{self, Hunt},
+    systemd,
 };
 use crate::{
-    account::{Account, keys::KeyGrant},
+    account::{Account, Way, keys::KeyGrant},
     config::Tier,
     kernel::{Kernel, KernelError, ProcessId},
 };
@@ -24,6 +26,7 @@ pub struct Host {
     tier: Tier,
     minimum: Tier,
     looks: Looks,
+    backstop: Backstop,
     /// Where nothing could be loaded, the reason. None after unloading.
     kernel: Result<Mutex<Option<Kernel>>, String>,
 }
@@ -36,9 +39,10 @@ impl Host {
         kernel: Result<Kernel, String>,
         minimum: Tier,
         looks: Looks,
+        backstop: Backstop,
     ) -> Self {
         let tier = kernel.as_ref().map_or(Tier::None, |kernel| kernel.info().tier);
-        Self { boot_id, account, tier, minimum, looks, kernel: kernel.map(|kernel| Mutex::new(Some(kernel))) }
+        Self { boot_id, account, tier, minimum, looks, backstop, kernel: kernel.map(|kernel| Mutex::new(Some(kernel))) }
     }
 
     /// Looks at the host while no session is open, for the comparison after the next one. Takes seconds.
@@ -101,14 +105,27 @@ impl Machine for Host {
         )))
     }
 
-    fn enable(&self, session: Uuid, key: &str, deadline_boot_ns: u64) -> Result<String, MachineError> {
-        let grant = KeyGrant { session, boot_id: self.boot_id, deadline_boot_ns, key: key.to_owned() };
-        self.account.enable(&grant).map_err(|e| MachineError(e.to_string()))?;
-        Ok("shadow entry opened, key source set".into())
+    fn enable(&self, access: &Access) -> Result<String, MachineError> {
+        let grant = KeyGrant {
+            session: access.session,
+            boot_id: self.boot_id,
+            deadline_boot_ns: access.deadline_boot_ns,
+            by_code: access.by_code,
+            keys: access.keys.clone(),
+        };
+        // First: should the agent hang while it enables, something else locks.
+        self.backstop.arm(clock::until(access.deadline_boot_ns));
+        let way = self.account.enable(&grant).map_err(|e| MachineError(e.to_string()))?;
+        let shadow = match way {
+            Way::Shadow => "shadow entry opened",
+            Way::Overlay => "a copy with the entry opened mounted over the shadow file",
+        };
+        Ok(format!("{shadow}, key source set for {} keys", access.keys.len()))
     }
 
     fn lock(&self) -> Result<String, MachineError> {
         self.account.lock().map_err(|e| MachineError(e.to_string()))?;
+        self.backstop.disarm();
         Ok("key source removed, shadow entry locked and expired".into())
     }
 
@@ -121,6 +138,7 @@ impl Machine for Host {
     }
 
     fn end_processes(&self, slot: u32) -> Hunt {
+        systemd::end_user(self.account.name(), self.account.uid());
         processes::hunt(self.account.uid(), || self.tagged(slot))
     }
 

@@ -13,7 +13,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::machine::Counts;
+use super::{
+    grant::Grant,
+    machine::{Access, Counts},
+};
 
 const FILE: &str = "session.json";
 
@@ -40,6 +43,52 @@ pub struct Intent {
     pub close_on_exit: bool,
     /// The kernel's counters when it began.
     pub counts: Counts,
+    /// Whose keys may log in.
+    #[serde(default)]
+    pub admitted: Vec<Admitted>,
+    /// Whether a one-time code was used.
+    #[serde(default)]
+    pub by_code: bool,
+    /// Counts the changes of one session's note; of several notes the highest is the newest.
+    #[serde(default)]
+    pub revision: u64,
+}
+
+/// A key that may log in, and whose it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Admitted {
+    /// Principal.
+    pub operator: String,
+    /// `TYPE BASE64`.
+    pub key: String,
+    /// `SHA256:…`.
+    pub fingerprint: String,
+}
+
+impl Admitted {
+    /// Whom a grant admits by key.
+    pub fn from(grant: &Grant) -> Option<Self> {
+        let key = grant.key.clone()?;
+        Some(Self { operator: grant.operator.clone(), key, fingerprint: grant.key_fingerprint.clone() })
+    }
+}
+
+impl Intent {
+    /// What the machine is told.
+    pub fn access(&self) -> Access {
+        Access {
+            session: self.session,
+            keys: self.admitted.iter().map(|admitted| admitted.key.clone()).collect(),
+            by_code: self.by_code,
+            deadline_boot_ns: self.deadline_boot_ns,
+        }
+    }
+
+    /// Whose key has this fingerprint.
+    pub fn operator_of(&self, fingerprint: &str) -> Option<&str> {
+        self.admitted.iter().find(|admitted| admitted.fingerprint == fingerprint).map(|a| a.operator.as_str())
+    }
 }
 
 /// Where intents are kept.
@@ -67,9 +116,10 @@ impl IntentStore {
         state.or(runtime)
     }
 
-    /// The note, if there is one. A damaged file is reported and treated as none: the start locks in any case.
+    /// The note, if there is one. A damaged file is reported and treated as none: the start locks in any case. Where the two folders
+    /// disagree, because one of them did not take a change, the newer one counts: session ids are ordered by time.
     pub fn read(&self) -> Option<Intent> {
-        self.folders.iter().find_map(|folder| {
+        let notes = self.folders.iter().filter_map(|folder| {
             let path = folder.join(FILE);
             match read(&path) {
                 Ok(intent) => Some(intent),
@@ -79,7 +129,8 @@ impl IntentStore {
                     None
                 }
             }
-        })
+        });
+        notes.max_by_key(|intent| (intent.session, intent.revision))
     }
 
     /// Removes the note everywhere.
@@ -130,6 +181,9 @@ mod tests {
             reason: "disk \"full\"\n".into(),
             close_on_exit: true,
             counts: Counts::default(),
+            admitted: vec![Admitted { operator: "alice".into(), key: "t b".into(), fingerprint: "f".into() }],
+            by_code: false,
+            revision: 0,
         }
     }
 
@@ -146,6 +200,19 @@ mod tests {
         }
         let error = IntentStore::new(&missing, &missing).write(&intent()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn the_newer_of_two_notes_counts() {
+        let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let older = intent();
+        let newer = Intent { revision: 1, deadline_boot_ns: 2, ..older.clone() };
+        let missing = first.path().join("missing");
+        for (state, runtime) in [(&older, &newer), (&newer, &older)] {
+            IntentStore::new(first.path(), &missing).write(state).unwrap();
+            IntentStore::new(second.path(), &missing).write(runtime).unwrap();
+            assert_eq!(IntentStore::new(first.path(), second.path()).read(), Some(newer.clone()));
+        }
     }
 
     #[test]

@@ -32,6 +32,19 @@ impl Counts {
 #[error("{0}")]
 pub struct MachineError(pub String);
 
+/// Who may log in, and until when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// For which session.
+    pub session: Uuid,
+    /// As in `authorized_keys`, without options.
+    pub keys: Vec<String>,
+    /// Whether logins without a key are to be expected, because a one-time code was used.
+    pub by_code: bool,
+    /// Until the boot clock shows this, nanoseconds.
+    pub deadline_boot_ns: u64,
+}
+
 /// The account, the kernel programs and the processes. Every call may block and is made off the runtime's threads.
 pub trait Machine: Send + Sync + 'static {
     /// `CLOCK_BOOTTIME`, nanoseconds.
@@ -44,8 +57,9 @@ pub trait Machine: Send + Sync + 'static {
     fn account(&self) -> (String, u32);
     /// Whether a session could be recorded now, and if not, why.
     fn can_record(&self) -> Result<(), MachineError>;
-    /// Lets `key`, as in `authorized_keys` without options, log in until the boot clock shows `deadline_boot_ns`. Says what was done.
-    fn enable(&self, session: Uuid, key: &str, deadline_boot_ns: u64) -> Result<String, MachineError>;
+    /// Lets these in, and nobody else. Says what was done. Calling it on an enabled account changes for whom it is. Where it fails the
+    /// account may be locked.
+    fn enable(&self, access: &Access) -> Result<String, MachineError>;
     /// Shuts every way in. Says what was done. Calling it on a locked account is no error.
     fn lock(&self) -> Result<String, MachineError>;
     /// From now on everything of the account and its descendants is recorded under `slot`. May be called again for a session that

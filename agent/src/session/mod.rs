@@ -1,6 +1,8 @@
 //! The life of a session: open, deadline, closing, and what a restart finds.
 
+pub mod backstop;
 pub mod clock;
+pub mod grant;
 pub mod host;
 pub mod intent;
 pub mod looks;
@@ -8,6 +10,7 @@ pub mod machine;
 pub mod manager;
 pub mod processes;
 pub mod service;
+pub mod systemd;
 pub mod ungranted;
 
 #[cfg(test)]

@@ -9,13 +9,14 @@ use breakglass_api::v1::{self, CloseCause, ProofRefused, event::Body};
 use uuid::Uuid;
 
 use super::{
+    grant::{Grant, SessionError},
     host::Host,
     machine::Machine as _,
-    manager::{Grant, Journal, Manager, SessionError},
+    manager::{Journal, Manager},
 };
 use crate::{
-    control::{CloseBy, Sessions, Source},
-    grant::{Refusal, VerifiedGrant},
+    control::{CloseBy, Permit, Sessions, Source, code::CodeGrant},
+    grant::{Refusal, VerifiedGrant, quorum::Cosigned},
     recorder::Recorder,
     ship::ShipObserver,
     spool::SpoolReader,
@@ -64,11 +65,16 @@ impl Service {
 }
 
 impl Sessions for Service {
-    async fn open(&self, grant: VerifiedGrant, source: Source) -> Result<v1::Opened, Refusal> {
-        let grant = session_grant(grant, source)?;
-        let ttl_seconds = grant.ttl.as_secs();
+    async fn open(&self, permit: Permit, source: Source) -> Result<v1::Opened, Refusal> {
+        let grant = match permit {
+            Permit::Signed(grant) => session_grant(*grant, source)?,
+            Permit::Code(grant) => code_grant(*grant),
+        };
+        let mut warnings = grant.warnings.clone();
         let opened = self.manager.open(grant).await.map_err(refusal)?;
-        let (ssh_host_keys, warnings) = host_keys(&self.facts.ssh_host_keys);
+        let ttl_seconds = super::clock::until(opened.deadline_boot_ns).as_secs_f64().round() as u64;
+        let (ssh_host_keys, missing) = host_keys(&self.facts.ssh_host_keys);
+        warnings.extend(missing);
         let machine = self.manager.machine();
         Ok(v1::Opened {
             session: opened.session.to_string(),
@@ -80,7 +86,16 @@ impl Sessions for Service {
             tier: machine.tier().to_string(),
             agent_us: u64::try_from(opened.took.as_micros()).unwrap_or(u64::MAX),
             warnings,
+            extended: opened.extended,
         })
+    }
+
+    async fn ready(&self) -> Result<(), Refusal> {
+        self.manager.can_record().await.map_err(refusal)
+    }
+
+    async fn logged_in(&self, notice: v1::LoginNotice) {
+        self.manager.logged_in(notice).await;
     }
 
     async fn close(&self, by: CloseBy, source: Source) -> Result<v1::Closed, Refusal> {
@@ -189,7 +204,8 @@ fn session_grant(grant: VerifiedGrant, source: Source) -> Result<Grant, Refusal>
         .map_err(|e| Refusal::new("weak-key", format!("the key cannot be written for sshd: {e}; sign with another")))?;
     Ok(Grant {
         operator: grant.signer.principal.clone(),
-        key,
+        key: Some(key),
+        by_code: false,
         key_fingerprint: grant.signer.fingerprint(),
         key_type: grant.signer.key_type(),
         ttl: grant.ttl(),
@@ -199,7 +215,36 @@ fn session_grant(grant: VerifiedGrant, source: Source) -> Result<Grant, Refusal>
         text: grant.signed.text,
         signature: grant.signed.signature,
         source: source.to_string(),
+        cosigners: grant.cosigned.into_iter().map(cosigner).collect(),
+        warnings: grant.warnings,
     })
+}
+
+fn cosigner(cosigned: Cosigned) -> v1::Cosigner {
+    v1::Cosigner {
+        key_fingerprint: cosigned.signer.fingerprint(),
+        key_type: cosigned.signer.key_type(),
+        principal: cosigned.signer.principal,
+        signature: cosigned.signature,
+    }
+}
+
+fn code_grant(grant: CodeGrant) -> Grant {
+    let (key, key_fingerprint) = grant.key_and_fingerprint().unzip();
+    Grant {
+        operator: grant.operator(),
+        key,
+        key_fingerprint: key_fingerprint.unwrap_or_default(),
+        key_type: "one-time-code".into(),
+        by_code: true,
+        reason: grant.reason,
+        ticket: grant.ticket,
+        ttl: grant.ttl,
+        close_on_exit: grant.close_on_exit,
+        source: grant.source,
+        warnings: grant.warnings,
+        ..Grant::default()
+    }
 }
 
 /// sshd's public host keys, and what the operator should know if there are none.

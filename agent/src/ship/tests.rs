@@ -483,7 +483,7 @@ async fn from_the_event_to_the_acknowledgement_takes_milliseconds() {
     let (spool, recovery) =
         Spool::open(&folder.path().join("spool"), Limits { max_bytes: 1 << 26, segment_bytes: 1 << 22 }).unwrap();
     let reader = spool.reader();
-    let recorder = Recorder::start(None, spool, &recovery, recorder::Options::default()).unwrap();
+    let recorder = Recorder::start(None, spool, &recovery, &[], recorder::Options::default()).unwrap();
     let mut options = options(&[address], pki.folder.path());
     options.pace = Pace::default();
     let shipper = Shipper::start(options, recorder.durable(), reader);

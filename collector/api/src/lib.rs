@@ -4,6 +4,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod checkpoint;
+pub mod evidence;
 pub mod frame;
 pub mod grant;
 
@@ -18,6 +20,9 @@ pub mod v1 {
 
 /// SSHSIG namespace of a signed request to break the glass.
 pub const GRANT_NAMESPACE: &str = "breakglass-grant@v1";
+
+/// SSHSIG namespace of somebody else's consent to a request to break the glass.
+pub const COSIGN_NAMESPACE: &str = "breakglass-cosign@v1";
 
 /// SSHSIG namespace of a signed request to close a session.
 pub const CLOSE_NAMESPACE: &str = "breakglass-close@v1";

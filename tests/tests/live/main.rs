@@ -6,6 +6,7 @@
 
 mod account;
 mod environment;
+mod evidence;
 mod faults;
 mod harness;
 mod record;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         refusals::TESTS,
         account::TESTS,
         environment::TESTS,
+        evidence::TESTS,
         faults::TESTS,
         harness::TESTS,
         record::TESTS,

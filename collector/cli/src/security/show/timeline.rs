@@ -6,7 +6,7 @@ use anyhow::Result;
 use breakglass_api::v1::{self, ExecFault, event::Body};
 use unicode_width::UnicodeWidthStr;
 
-use super::{ShowArgs, header};
+use super::{ShowArgs, actions, header};
 use crate::print::{Printer, Style, bytes, counted, errno, pad, quote, safe, shorten, signal, time};
 
 /// Columns of each field in front of the command line.
@@ -26,15 +26,20 @@ const LINES_MAX: usize = 4;
 /// many without any ending goes past it, and then some ends are not told.
 const RUNNING_MAX: usize = 100_000;
 
-/// Whether an event belongs among the commands.
-pub(super) fn is_notice(event: &v1::RecordedEvent) -> bool {
+/// Whether an event belongs among the commands; with `all`, what tasks did otherwise too.
+pub(super) fn is_notice(event: &v1::RecordedEvent, all: bool) -> bool {
     let body = event.event.as_ref().and_then(|event| event.body.as_ref());
+    if all && body.is_some_and(|body| actions::describe(body).is_some()) {
+        return true;
+    }
     matches!(
         body,
         Some(
             Body::Alert(_)
                 | Body::Gap(_)
                 | Body::SessionResumed(_)
+                | Body::SessionExtended(_)
+                | Body::Login(_)
                 | Body::ClockStep(_)
                 | Body::ProofRefused(_)
                 | Body::SessionClosed(_)
@@ -73,6 +78,11 @@ impl Timeline {
         }
     }
 
+    /// Whether everything is to be shown.
+    pub(super) fn all(&self) -> bool {
+        self.all
+    }
+
     /// Prints a command; while following also its end, when it comes up again with one.
     pub(super) fn command(&mut self, printer: &mut Printer, command: &v1::Command) -> Result<()> {
         if command.failed.is_some() && !self.all {
@@ -99,11 +109,11 @@ impl Timeline {
     /// Prints an alert, a gap or the like; nothing for any other event.
     pub(super) fn notice(&mut self, printer: &mut Printer, event: &v1::RecordedEvent) -> Result<()> {
         if printer.is_json() {
-            return if is_notice(event) { printer.json(event) } else { Ok(()) };
+            return if is_notice(event, self.all) { printer.json(event) } else { Ok(()) };
         }
-        let Some((style, text)) = event.event.as_ref().and_then(|e| describe(printer, e.body.as_ref()?)) else {
-            return Ok(());
-        };
+        let body = event.event.as_ref().and_then(|event| event.body.as_ref());
+        let action = body.filter(|_| self.all).and_then(actions::describe);
+        let Some((style, text)) = action.or_else(|| describe(printer, body?)) else { return Ok(()) };
         self.title(printer, event.wall_ns)?;
         let clock = printer.zone().clock(event.wall_ns);
         let mark = printer.paint(style, if style == Style::Bad { "!" } else { "-" });
@@ -277,6 +287,11 @@ fn describe(printer: &Printer, body: &Body) -> Option<(Style, String)> {
             let live = counted(resumed.live_processes.into(), "live process");
             (Style::Warn, format!("the agent was restarted; the account is locked, {live} followed on"))
         }
+        Body::SessionExtended(extended) => {
+            let again = if extended.reenabled { "the account is enabled again" } else { "extended" };
+            (Style::Warn, format!("{again} by {}: {}", text(&extended.operator), text(&extended.reason)))
+        }
+        Body::Login(login) => (Style::Dim, describe_login(login)),
         Body::ClockStep(step) => {
             let by = time::span(std::time::Duration::from_nanos(step.nanoseconds.unsigned_abs()));
             let way = if step.nanoseconds < 0 { "back" } else { "forward" };
@@ -288,6 +303,22 @@ fn describe(printer: &Printer, body: &Body) -> Option<(Style, String)> {
         Body::SessionClosed(closed) => (Style::Dim, format!("closed {}", header::ending(printer, closed))),
         _ => return None,
     })
+}
+
+/// A login in words, harmless.
+fn describe_login(login: &v1::Login) -> String {
+    let mut line = format!("login by {}", safe::text(login.service.as_bytes()));
+    let parts = [
+        (" as ", &login.operator),
+        (" at ", &login.tty),
+        (" from ", &login.remote_host),
+        (" with ", &login.key_fingerprint),
+    ];
+    for (word, value) in parts.into_iter().filter(|(_, value)| !value.is_empty()) {
+        line.push_str(word);
+        line.push_str(&safe::text(value.as_bytes()));
+    }
+    line
 }
 
 /// A gap in words, harmless.

@@ -1,0 +1,3 @@
+//! Notices from the host itself, for when nobody looks at the collector.
+
+pub mod syslog;
