@@ -5,7 +5,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, PerCpuArray, RingBuf},
 };
-use breakglass_abi::{Counter, Header, Kind, Ring, settings::Site};
+use breakglass_abi::{Counter, Header, Ring, settings::Site};
 
 use crate::{fault, task::Identity};
 
@@ -30,8 +30,8 @@ static GENERATION: Array<[u8; 16]> = Array::with_max_entries(1, 0);
 pub struct Envelope {
     /// Where it goes.
     pub ring: Ring,
-    /// What it is.
-    pub kind: Kind,
+    /// What it is, a number of [`breakglass_abi::Kind`].
+    pub kind: u16,
     /// `FLAG_` bits.
     pub flags: u16,
     /// The session.
@@ -50,7 +50,7 @@ pub fn send(envelope: Envelope, record: *mut u8, len: u64, terminal_bytes: u64) 
     unsafe {
         let header = record.cast::<Header>();
         (*header).len = len as u32;
-        (*header).kind = envelope.kind as u16;
+        (*header).kind = envelope.kind;
         (*header).flags = envelope.flags;
         (*header).cpu = bpf_get_smp_processor_id();
         (*header).slot = envelope.slot;

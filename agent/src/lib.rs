@@ -4,6 +4,7 @@
 
 pub mod account;
 pub mod aftermath;
+pub mod blocking;
 pub mod codes;
 pub mod commands;
 pub mod config;

@@ -75,6 +75,8 @@ pub struct Global {
 pub enum Command {
     /// Break the glass: sign, open an emergency session on a host, and log in
     Open(operator::OpenArgs),
+    /// Consent to somebody else's request, where a host asks for several people
+    Cosign(operator::CosignArgs),
     /// Close an emergency session on a host
     Close(operator::CloseArgs),
     /// Ask a host how it stands: locked or open, recording, connected
@@ -123,6 +125,7 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
     let config = Config::load(cli.global.config.as_deref())?;
     match &cli.command {
         Command::Open(args) => operator::run_open(args, &config).await,
+        Command::Cosign(args) => operator::run_cosign(args, &config).await,
         Command::Close(args) => operator::run_close(args, &config).await,
         Command::Status(args) => operator::run_status(args, &config).await,
         Command::Hosts(args) => security::hosts::run(args, &config, &options).await,

@@ -4,6 +4,7 @@
 //! one transaction, so that every frame counts exactly once whenever the process is killed. The database, `data/index.db`,
 //! can be deleted at any time: it is built again, with the same content.
 
+mod actions;
 mod attest;
 mod fold;
 mod load;
@@ -33,7 +34,7 @@ use self::model::{Changes, Working};
 use crate::store::{Durability, OpenError, Page, Result, Span, Store, StoreError, StoredFrame, close, open_pools};
 
 /// Version of what is derived and how. An index of another version is built again.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 const SCHEMA: &[&str] = &[include_str!("schema.sql")];
 /// Frames in one pass: enough to share a transaction, few enough that the first is soon found.
 const PASS: Page = Page { events: 16_384, bytes: 8 * 1024 * 1024 };

@@ -207,9 +207,9 @@ async fn write_session(
 ) -> sqlx::Result<()> {
     sqlx::query(
         "INSERT OR REPLACE INTO sessions (id, uuid, host, operator, opened, opened_ns, deadline_ns, closed, closed_ns,
-         commands, execs, failed_commands, terminals, terminal_bytes, input_bytes, withheld_bytes, events, gaps, alerts,
-         first_arrival, last_arrival, first_line, last_line)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         commands, execs, failed_commands, terminals, terminal_bytes, input_bytes, withheld_bytes,
+         stdio_output_bytes, stdio_input_bytes, actions, events, gaps, alerts, first_arrival, last_arrival, first_line, last_line)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(session.row)
     .bind(uuid.as_slice())
@@ -227,6 +227,9 @@ async fn write_session(
     .bind(to_db(session.terminal_bytes))
     .bind(to_db(session.input_bytes))
     .bind(to_db(session.withheld_bytes))
+    .bind(to_db(session.stdio_output_bytes))
+    .bind(to_db(session.stdio_input_bytes))
+    .bind(to_db(session.actions))
     .bind(to_db(session.events))
     .bind(to_db(session.gaps))
     .bind(to_db(session.alerts))

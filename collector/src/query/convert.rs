@@ -44,6 +44,9 @@ pub(super) fn session(
         terminals: terminals.iter().map(terminal).collect(),
         deadline_ns: state.deadline_ns,
         execs: state.execs,
+        stdio_output_bytes: state.stdio_output_bytes,
+        stdio_input_bytes: state.stdio_input_bytes,
+        actions: state.actions,
         findings: findings.into_iter().map(finding).collect(),
     }
 }

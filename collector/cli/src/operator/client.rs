@@ -59,7 +59,7 @@ impl<'a> Client<'a> {
                 None => connect(self.target).await?,
             };
             match timeout(ANSWER, exchange(&mut stream, &message)).await {
-                Ok(Ok(Answer::Refused(refused))) if attempt > 0 && refused.code == "replayed-nonce" => {
+                Ok(Ok(Answer::Refused(refused))) if attempt > 0 && is_second_time(&refused.code) => {
                     return Err(Failure::Other(format!(
                         "{} took the request but its answer was lost; see: breakglass status {}",
                         self.target.name, self.target.name
@@ -85,6 +85,11 @@ impl<'a> Client<'a> {
     fn failed(&self, message: String) -> Failure {
         Failure::Connect { host: self.target.name.clone(), message }
     }
+}
+
+/// Whether a refusal says that the request was worked off before.
+fn is_second_time(code: &str) -> bool {
+    matches!(code, "replayed-nonce" | "used-code")
 }
 
 fn framed(request: &ControlRequest) -> Vec<u8> {

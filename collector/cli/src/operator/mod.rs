@@ -1,6 +1,8 @@
 //! What operators do: break the glass, close, look how a host stands.
 
 mod client;
+mod code;
+mod cosign;
 mod failure;
 mod login;
 mod sign;
@@ -10,7 +12,8 @@ mod tests;
 
 use std::{
     ffi::OsString,
-    path::PathBuf,
+    io::IsTerminal,
+    path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -25,6 +28,7 @@ use breakglass_api::{
 use clap::Args;
 use serde_json::json;
 
+pub use self::cosign::CosignArgs;
 use self::{
     client::Client,
     failure::{Failure, plain},
@@ -42,8 +46,8 @@ pub struct OpenArgs {
     #[command(flatten)]
     pub target: TargetArgs,
     /// Why. It is signed, recorded, and read by the security team.
-    #[arg(long, short)]
-    pub reason: String,
+    #[arg(long, short, required_unless_present = "request")]
+    pub reason: Option<String>,
     /// The incident's number.
     #[arg(long, default_value = "", hide_default_value = true)]
     pub ticket: String,
@@ -56,6 +60,18 @@ pub struct OpenArgs {
     /// Who you are in the host's allowed_signers, in place of operator.name.
     #[arg(long, value_name = "NAME")]
     pub operator: Option<String>,
+    /// Prove yourself with a sealed one-time code, in place of a key; it is asked for. The SSH key, if there is one, logs in.
+    #[arg(long, conflicts_with_all = ["cosignature", "request", "save_request", "operator"])]
+    pub code: bool,
+    /// A file with a co-signature, where the host asks for several people; once for each.
+    #[arg(long, value_name = "FILE")]
+    pub cosignature: Vec<PathBuf>,
+    /// The request that was co-signed, as --save-request wrote it.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["reason", "ticket", "ttl", "close_on_exit", "save_request"])]
+    pub request: Option<PathBuf>,
+    /// Write the request that others are to co-sign to this file, too.
+    #[arg(long, value_name = "FILE")]
+    pub save_request: Option<PathBuf>,
     /// End the session when its last process ends.
     #[arg(long)]
     pub close_on_exit: bool,
@@ -110,17 +126,24 @@ pub struct StatusArgs {
 struct Tools {
     ssh: OsString,
     ssh_keygen: OsString,
+    /// Whether somebody is there to be asked.
+    interactive: bool,
 }
 
 impl Default for Tools {
     fn default() -> Self {
-        Self { ssh: "ssh".into(), ssh_keygen: "ssh-keygen".into() }
+        Self { ssh: "ssh".into(), ssh_keygen: "ssh-keygen".into(), interactive: std::io::stdin().is_terminal() }
     }
 }
 
 /// Breaks the glass and logs in; exits with what ssh ended with.
 pub async fn run_open(args: &OpenArgs, config: &Config) -> anyhow::Result<u8> {
     Ok(finish(open(args, config, &Tools::default()).await, args.json))
+}
+
+/// Consents to somebody else's request.
+pub async fn run_cosign(args: &CosignArgs, config: &Config) -> anyhow::Result<u8> {
+    Ok(finish(cosign::cosign(args, config, &Tools::default()).await, false))
 }
 
 /// Closes a session.
@@ -151,28 +174,30 @@ fn say(line: &str) {
     eprintln!("{line}");
 }
 
+/// What a host answered to a proof.
+struct Proved {
+    opened: Opened,
+    /// Who the host is.
+    challenge: Challenge,
+    /// From the proof to the answer.
+    took: Duration,
+    /// Key to log in with.
+    identity: Option<PathBuf>,
+}
+
 async fn open(args: &OpenArgs, config: &Config, tools: &Tools) -> Result<u8, Failure> {
     let target = args.target.resolve(config)?;
-    let identity = sign::identity(args.identity.as_deref(), config)?;
-    let operator = operator(args.operator.as_deref(), config)?;
-    let mut client = Client::connect(&target).await?;
-    let challenge = challenge(&mut client).await?;
-    let text = grant_text(args, operator, &challenge)?;
-    say_touch(&identity);
-    let signature = sign::sign(&tools.ssh_keygen, &identity, GRANT_NAMESPACE, &text).await?;
-    let signed = Instant::now();
-    let request = OpenRequest { grant_text: text.into_bytes(), signature };
-    let Answer::Opened(opened) = client.ask(Request::Open(request)).await? else { return Err(client.unexpected()) };
-    let took = signed.elapsed();
-    drop(client);
-    announce(&opened, &target, args.verbose.then_some(took));
+    let proved = match args.code {
+        true => prove_by_code(args, config, &target).await?,
+        false => prove(args, config, tools, &target).await?,
+    };
+    let opened = &proved.opened;
+    announce(opened, &target, args.verbose.then_some(proved.took));
     if args.json {
-        println!("{}", opened_json(&opened, &challenge, took));
+        println!("{}", opened_json(opened, &proved.challenge, proved.took));
     }
-    if args.no_ssh {
-        return Ok(0);
-    }
-    let code = login::login(&tools.ssh, &target, &opened, &identity, &args.command).await?;
+    let Some(identity) = proved.identity.filter(|_| !args.no_ssh) else { return Ok(0) };
+    let code = login::login(&tools.ssh, &target, opened, &identity, &args.command).await?;
     if !args.close_on_exit {
         say(&format!(
             "The session stays open until its deadline; to end it now: breakglass close {}",
@@ -180,6 +205,37 @@ async fn open(args: &OpenArgs, config: &Config, tools: &Tools) -> Result<u8, Fai
         ));
     }
     Ok(code)
+}
+
+async fn prove(args: &OpenArgs, config: &Config, tools: &Tools, target: &Target) -> Result<Proved, Failure> {
+    let identity = sign::identity(args.identity.as_deref(), config)?;
+    let operator = operator(args.operator.as_deref(), config)?;
+    let mut client = Client::connect(target).await?;
+    let challenge = challenge(&mut client).await?;
+    let text = match &args.request {
+        Some(path) => cosign::saved_request(path)?,
+        None => grant_text(args, operator, &challenge)?,
+    };
+    let save = args.save_request.as_deref();
+    let cosignatures = cosign::gather(&args.cosignature, save, &challenge, &text, tools.interactive)?;
+    say_touch(&identity);
+    let signature = sign::sign(&tools.ssh_keygen, &identity, GRANT_NAMESPACE, &text).await?;
+    let signed = Instant::now();
+    let request = OpenRequest { grant_text: text.into_bytes(), signature, cosignatures };
+    let Answer::Opened(opened) = client.ask(Request::Open(request)).await? else { return Err(client.unexpected()) };
+    Ok(Proved { opened, challenge, took: signed.elapsed(), identity: Some(identity) })
+}
+
+async fn prove_by_code(args: &OpenArgs, config: &Config, target: &Target) -> Result<Proved, Failure> {
+    // Without a key there is nobody to log in as over ssh, but whoever is on the host already needs none.
+    let identity = match sign::identity(args.identity.as_deref(), config) {
+        Err(_) if args.no_ssh && args.identity.is_none() => None,
+        found => Some(found?),
+    };
+    let mut client = Client::connect(target).await?;
+    let challenge = challenge(&mut client).await?;
+    let (opened, asked) = code::open(args, &mut client, identity.as_deref()).await?;
+    Ok(Proved { opened, challenge, took: asked.elapsed(), identity })
 }
 
 async fn close(args: &CloseArgs, config: &Config, tools: &Tools) -> Result<u8, Failure> {
@@ -260,7 +316,7 @@ fn claim(operator: String, challenge: &Challenge) -> Result<Claim, Failure> {
 fn grant_text(args: &OpenArgs, operator: String, challenge: &Challenge) -> Result<String, Failure> {
     let text = GrantText {
         claim: claim(operator, challenge)?,
-        reason: args.reason.trim().to_owned(),
+        reason: args.reason.as_deref().unwrap_or_default().trim().to_owned(),
         ticket: args.ticket.trim().to_owned(),
         ttl_seconds: args.ttl.map_or(challenge.default_ttl_seconds, |ttl| ttl.as_secs()),
         close_on_exit: args.close_on_exit,
@@ -274,7 +330,7 @@ fn client_time() -> String {
     humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
 }
 
-fn say_touch(identity: &std::path::Path) {
+fn say_touch(identity: &Path) {
     if sign::needs_touch(identity) {
         say("Touch your security key to sign …");
     }
@@ -282,7 +338,13 @@ fn say_touch(identity: &std::path::Path) {
 
 fn announce(opened: &Opened, target: &Target, took: Option<Duration>) {
     let ttl = humantime::format_duration(Duration::from_secs(opened.ttl_seconds));
-    say(&format!("The glass is broken on {} for {ttl}: session {}", target.name, plain(&opened.session)));
+    let session = plain(&opened.session);
+    match opened.extended {
+        true => {
+            say(&format!("The glass was broken on {} already and is for another {ttl}: session {session}", target.name))
+        }
+        false => say(&format!("The glass is broken on {} for {ttl}: session {session}", target.name)),
+    }
     for warning in &opened.warnings {
         say(&format!("Warning: {}", plain(warning)));
     }
@@ -329,6 +391,7 @@ fn opened_json(opened: &Opened, challenge: &Challenge, took: Duration) -> serde_
         "agent_us": opened.agent_us,
         "answer_us": u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
         "warnings": opened.warnings,
+        "extended": opened.extended,
     })
 }
 

@@ -32,6 +32,7 @@ struct Host {
 
 #[derive(Parser)]
 enum Line {
+    Cosign(CosignArgs),
     Open(OpenArgs),
     Close(CloseArgs),
     Status(StatusArgs),
@@ -79,9 +80,10 @@ impl Host {
     }
 
     async fn run(&self, line: &str) -> Result<u8, Failure> {
-        let tools = Tools { ssh: self.dir.path().join("ssh").into(), ..Tools::default() };
+        let tools = Tools { ssh: self.dir.path().join("ssh").into(), interactive: false, ..Tools::default() };
         match Line::try_parse_from(std::iter::once("x").chain(line.split(' '))).unwrap() {
             Line::Open(args) => open(&args, &self.config, &tools).await,
+            Line::Cosign(args) => cosign::cosign(&args, &self.config, &tools).await,
             Line::Close(args) => close(&args, &self.config, &tools).await,
             Line::Status(args) => status(&args, &self.config).await,
         }
@@ -123,7 +125,10 @@ async fn serve<T: AsyncRead + AsyncWrite + Unpin>(
         stream.read_exact(&mut bytes).await.unwrap();
         let request = ControlRequest::decode(bytes.as_slice()).unwrap().body.unwrap();
         let answer = match &request {
-            Request::Challenge(_) => Some(Answer::Challenge(challenge_of_host())),
+            Request::Challenge(_) => {
+                let own = answers.lock().unwrap()(&request).filter(|answer| matches!(answer, Answer::Challenge(_)));
+                Some(own.unwrap_or_else(|| Answer::Challenge(challenge_of_host())))
+            }
             other => answers.lock().unwrap()(other),
         };
         seen.lock().unwrap().push(request);
@@ -145,6 +150,7 @@ fn challenge_of_host() -> Challenge {
         max_ttl_seconds: 3600,
         default_ttl_seconds: 1800,
         account: "bg".into(),
+        ..Challenge::default()
     }
 }
 
@@ -232,8 +238,8 @@ async fn what_goes_wrong_has_its_exit_code() {
 #[tokio::test]
 async fn a_broken_connection_is_made_anew() {
     let mut broken = 0;
-    let host = Host::start(move |_| {
-        broken += 1;
+    let host = Host::start(move |request| {
+        broken += u32::from(!matches!(request, Request::Challenge(_)));
         if broken < 3 { None } else { opened() }
     })
     .await;
@@ -242,11 +248,44 @@ async fn a_broken_connection_is_made_anew() {
     assert!(opens.len() == 3 && opens.iter().all(|open| *open == opens[0]), "the same request each time");
 
     let mut first = true;
-    let host = Host::start(move |_| if std::mem::take(&mut first) { None } else { refused("replayed-nonce") }).await;
+    let host = Host::start(move |request| match request {
+        Request::Challenge(_) => None,
+        _ if std::mem::take(&mut first) => None,
+        _ => refused("replayed-nonce"),
+    })
+    .await;
     let lost = host.run("open web1 --reason x --no-ssh").await.unwrap_err();
     assert!(lost.exit_code() == 1 && lost.to_string().contains("its answer was lost"), "{lost}");
     let host = Host::start(|_| None).await;
     assert_eq!(host.run("open web1 --reason x --no-ssh").await.unwrap_err().exit_code(), 5);
+}
+
+#[tokio::test]
+async fn a_quorum_is_asked_for_and_carried() {
+    let host = Host::start(|request| match request {
+        Request::Challenge(_) => Some(Answer::Challenge(Challenge { required_signers: 2, ..challenge_of_host() })),
+        _ => opened(),
+    })
+    .await;
+    let path = |name: &str| host.dir.path().join(name).display().to_string();
+    let missing = host.run(&format!("open web1 --reason broken --no-ssh --save-request {}", path("request"))).await;
+    assert!(missing.unwrap_err().to_string().contains("--cosignature"), "nobody is there to paste");
+    let request = host.read("request");
+    assert!(host.run(&format!("cosign --operator bob {}", request.trim())).await.is_ok());
+    let own = host.run(&format!("cosign {}", request.trim())).await.unwrap_err();
+    assert!(own.exit_code() == 2 && own.to_string().contains("own request"), "{own}");
+
+    let text = cosign::saved_request(path("request").as_ref()).unwrap();
+    let signature =
+        sign::sign("ssh-keygen".as_ref(), path("key").as_ref(), "breakglass-cosign@v1", &text).await.unwrap();
+    let cosignature = breakglass_api::v1::Cosignature { principal: "bob".into(), signature };
+    let line = base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, cosignature.encode_to_vec());
+    fs::write(path("bob"), format!("breakglass-cosignature:{line}\n")).unwrap();
+    let again = format!("open web1 --no-ssh --request {} --cosignature {}", path("request"), path("bob"));
+    assert_eq!(host.run(&again).await.unwrap(), 0);
+    let open = host.opens().pop().unwrap();
+    assert_eq!(open.grant_text, text.into_bytes(), "what was co-signed is what is asked for");
+    assert_eq!(open.cosignatures, [cosignature]);
 }
 
 #[tokio::test]
