@@ -243,7 +243,14 @@ unsafe fn emit_chunk(slot: Slot, state: *mut State, span: u64, data: u64, error:
         let kind = (*state).kind;
         let bulk = kind == Kind::TerminalOutput as u16 || kind == Kind::StdioOutput as u16;
         let ring = if bulk { Ring::Bulk } else { Ring::Audit };
-        let envelope = Envelope { ring, kind, flags: 0, slot: (*state).slot, who: (*state).who };
+        let envelope = Envelope {
+            ring,
+            kind,
+            flags: 0,
+            slot: (*state).slot,
+            who: (*state).who,
+            yields: kind == Kind::StdioInput as u16,
+        };
         let data = if data == 0 { 0 } else { masked::<{ CHUNK_DATA_MAX as u64 - 1 }>(data - 1) + 1 };
         let len = Chunk::SIZE as u64 + data;
         if !emit::send(envelope, slot.record(), len, terminal_bytes) {

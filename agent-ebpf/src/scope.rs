@@ -50,6 +50,19 @@ pub fn enter(task: Task, who: Identity) -> Option<Scope> {
     Some(insert(&key, Tag { slot: settings.open_slot, cause, flags: 0 }))
 }
 
+/// Whether the process is in scope, as [`enter`], for what is recorded of it but gives no reason to follow it: sshd's own root
+/// process has the account's audit login uid, and must live to close the session properly.
+#[inline(always)]
+pub fn find(task: Task, who: Identity) -> Option<Scope> {
+    let settings = settings()?;
+    let key = who.key();
+    if let Some(tag) = TAGS.get_ptr_mut(&key) {
+        return Some(Scope { slot: adopt(tag, settings), tagged: true });
+    }
+    account_cause(task, settings)?;
+    Some(Scope { slot: settings.open_slot, tagged: true })
+}
+
 /// Tags a new process whose parent is in scope. `None` where it is not.
 #[inline(always)]
 pub fn inherit(parent: Task, parent_who: Identity, child: Identity) -> Option<Scope> {
@@ -75,7 +88,7 @@ pub fn tagged(who: Identity) -> Option<u32> {
 #[inline(always)]
 pub fn logs_in(who: Identity) -> bool {
     let key = who.key();
-    unsafe { TAGS.get(&key) }.is_some_and(|tag| tag.flags & TAG_EXECUTED == 0)
+    unsafe { TAGS.get(&key) }.is_none_or(|tag| tag.flags & TAG_EXECUTED == 0)
 }
 
 /// Notes that a process in scope executes a program. Whether it is the first of its login.

@@ -117,7 +117,7 @@ pub fn finished(task: Task, regs: Address, call: u16, compat: bool, result: i64)
         return;
     }
     let who = task.identity();
-    let Some(scope) = scope::enter(task, who) else { return };
+    let Some(scope) = scope::find(task, who) else { return };
     let Some(draft) = Draft::new() else { return };
     clear(draft, task, result as u64);
     arguments(draft, regs, compat, result as u64);
@@ -212,7 +212,14 @@ fn record(draft: Draft, task: Task, who: Identity, scope: Scope, shape: u64, res
 #[inline(always)]
 fn send(draft: Draft, kind: u16, who: Identity, scope: Scope, pos: u64) {
     let flags = if scope.tagged { 0 } else { FLAG_UNTAGGED };
-    let envelope = Envelope { ring: Ring::Audit, kind, flags, slot: scope.slot, who };
+    let envelope = Envelope {
+        ring: Ring::Audit,
+        kind,
+        flags,
+        slot: scope.slot,
+        who,
+        yields: kind != Kind::CredentialsChanged as u16,
+    };
     let len = Action::SIZE as u64 + masked::<TAIL_MASK>(pos);
     emit::send(envelope, draft.slot.record(), len, 0);
 }
@@ -246,7 +253,9 @@ fn wanted(draft: Draft, task: Task, who: Identity, scope: Scope, special: u8, fi
     if special == Special::CloneStruct as u8 {
         let flags: u64 = from_user(draft.argument(1));
         unsafe { (*draft.action).values[0] = flags };
-        return flags & CLONE_NEW != 0;
+        if flags & CLONE_NEW == 0 {
+            return false;
+        }
     }
     if special == Special::Map as u8 || special == Special::Protect as u8 {
         return is_new(draft, who, scope);
@@ -267,7 +276,9 @@ fn wanted(draft: Draft, task: Task, who: Identity, scope: Scope, special: u8, fi
         credentials(draft, task);
         return true;
     }
-    if special == Special::Namespaces as u8 {
+    let clone = special == Special::CloneFlags as u8 || special == Special::CloneStruct as u8;
+    // The child returns from the call as well, with 0.
+    if special == Special::Namespaces as u8 || (clone && result == 0) {
         namespaces(draft, task);
     }
     true
@@ -577,7 +588,7 @@ pub fn wrote(task: Task, file: u64, inode: u64) -> Option<()> {
         return None;
     }
     let who = task.identity();
-    let scope = scope::enter(task, who)?;
+    let scope = scope::find(task, who)?;
     let draft = Draft::new()?;
     clear(draft, task, 0);
     unsafe { (*draft.action).values[0] = u64::from(task.loginuid()) };

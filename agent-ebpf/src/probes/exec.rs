@@ -87,7 +87,7 @@ fn build_and_send(task: Task, who: Identity, scope: Scope, flags: u16, bprm: Add
     let pos = paths(exec, slot, task, bprm);
     let pos = names(exec, slot, bprm, pos);
     let (pos, lost) = arguments(exec, slot, task, who, scope.slot, pos);
-    let envelope = Envelope { ring: Ring::Audit, kind: Kind::Exec as u16, flags, slot: scope.slot, who };
+    let envelope = Envelope { ring: Ring::Audit, kind: Kind::Exec as u16, flags, slot: scope.slot, who, yields: false };
     // `place` and the lengths of names and paths keep the tail within the mask.
     let len = Exec::SIZE as u64 + masked::<TAIL_MASK>(pos);
     emit::send(envelope, slot.record(), len, 0) && !lost

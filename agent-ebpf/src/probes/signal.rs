@@ -36,7 +36,7 @@ fn sent(signal: i32, info: u64, target: Task) -> Option<()> {
     }
     let task = Task::current();
     let who = task.identity();
-    let scope = scope::enter(task, who)?;
+    let scope = scope::find(task, who)?;
     let target = target.identity();
     if scope::tagged(target) == Some(scope.slot) {
         return None;
@@ -58,7 +58,8 @@ fn sent(signal: i32, info: u64, target: Task) -> Option<()> {
         (*action).name2_len = 0;
         (*action).base2_len = 0;
     }
-    let envelope = Envelope { ring: Ring::Audit, kind: Kind::Signalled as u16, flags: 0, slot: scope.slot, who };
+    let envelope =
+        Envelope { ring: Ring::Audit, kind: Kind::Signalled as u16, flags: 0, slot: scope.slot, who, yields: true };
     emit::send(envelope, action.cast(), Action::SIZE as u64, 0);
     Some(())
 }

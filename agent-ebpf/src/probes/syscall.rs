@@ -240,7 +240,7 @@ fn connects(task: Task, regs: Address, decoded: Decoded, result: i64) {
         return;
     }
     let who = task.identity();
-    let Some(scope) = scope::enter(task, who) else { return };
+    let Some(scope) = scope::find(task, who) else { return };
     if !scope::logs_in(who) {
         return;
     }
@@ -329,7 +329,14 @@ fn withhold(known: Terminal, who: Identity, bytes: u64) {
         (*withheld).index = known.index;
         (*withheld).reserved = 0;
     }
-    let envelope = Envelope { ring: Ring::Audit, kind: Kind::TerminalWithheld as u16, flags: 0, slot: known.slot, who };
+    let envelope = Envelope {
+        ring: Ring::Audit,
+        kind: Kind::TerminalWithheld as u16,
+        flags: 0,
+        slot: known.slot,
+        who,
+        yields: false,
+    };
     emit::send(envelope, slot.record(), Withheld::SIZE as u64, bytes);
 }
 
@@ -359,6 +366,7 @@ fn exec_failed(task: Task, regs: Address, decoded: Decoded, errno: i64) {
         (*failed).reserved = 0;
     }
     let flags = if scope.tagged { 0 } else { FLAG_UNTAGGED };
-    let envelope = Envelope { ring: Ring::Audit, kind: Kind::ExecFailed as u16, flags, slot: scope.slot, who };
+    let envelope =
+        Envelope { ring: Ring::Audit, kind: Kind::ExecFailed as u16, flags, slot: scope.slot, who, yields: false };
     emit::send(envelope, slot.record(), ExecFailed::SIZE as u64 + name_len, 0);
 }

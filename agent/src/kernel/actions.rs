@@ -336,4 +336,36 @@ mod tests {
             read(&vec![10, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1][..len]);
         }
     }
+
+    fn record(kind: Kind, name: &[u8], base: &[u8]) -> Vec<u8> {
+        let len = (Action::SIZE + name.len() + base.len()) as u32;
+        let mut action = Action::parse(&[0; Action::SIZE]).unwrap();
+        action.header.len = len;
+        action.header.kind = kind as u16;
+        action.result = (-13_i64) as u64;
+        action.name_len = name.len() as u16;
+        action.base_len = base.len() as u16;
+        action.walks = breakglass_abi::record::WALK_ROOT;
+        [&action.to_bytes()[..], name, base].concat()
+    }
+
+    #[test]
+    fn every_kind_of_action_is_an_event_and_a_record_cut_short_is_none() {
+        for kind in Kind::ALL.into_iter().filter(|kind| *kind as u16 >= Kind::FileOpened as u16) {
+            let bytes = record(kind, b"name", b"folder\0");
+            assert!(event(Ring::Audit, kind, &bytes).is_ok(), "{kind:?}");
+            for len in 0..bytes.len() {
+                assert!(event(Ring::Audit, kind, &bytes[..len]).is_err(), "{kind:?} {len}");
+            }
+        }
+        assert!(event(Ring::Audit, Kind::Exec, &record(Kind::Exec, b"", b"")).is_err());
+    }
+
+    #[test]
+    fn a_claimed_name_is_made_absolute_and_a_refusal_is_told() {
+        let observed = event(Ring::Audit, Kind::Unmounted, &record(Kind::Unmounted, b"mnt", b"home\0")).unwrap();
+        let Some(Body::SystemAction(action)) = observed.event.body else { panic!("{observed:?}") };
+        const EACCES: u32 = 13;
+        assert_eq!((&action.name[..], action.errno, action.kind()), (&b"/home/mnt"[..], EACCES, SystemKind::Unmounted));
+    }
 }

@@ -305,3 +305,23 @@ fn a_rewritten_login_uid_is_seen() {
     let set = done.system(System::LoginUidSet);
     assert_eq!(set.iter().map(|s| s.value).collect::<Vec<_>>(), [1234]);
 }
+
+#[test]
+fn a_flood_of_files_leaves_room_for_programs() {
+    need_kernel!();
+    let mut recording = Recording::with(|options| options.audit_ring = 64 << 10);
+    recording.kernel().begin_session(22).unwrap();
+    // Nothing is read meanwhile. Under the policy to deny, a program that could not be recorded would be killed.
+    let script = "for (1..2000) { open(F, '>', '/nonexistent/x'); mkdir('/'); open(F, '+<', '/dev/shm') ; \
+                  socket(S, 1, 1, 0); connect(S, pack('Sa*', 1, '/nobody')); } exec '/bin/echo', 'ran'";
+    let script = format!("use Socket; {script}");
+    let output = recording.command("/usr/bin/perl").args(["-e", &script]).output().unwrap();
+    assert_eq!(output.stdout, b"ran\n");
+    recording.settle();
+    let [audit, ..] = recording.kernel().counters().unwrap().rings;
+    assert!(audit.dropped > 0);
+    assert_eq!(recording.gaps().iter().map(|gap| gap.records).sum::<u64>(), audit.dropped);
+    let echo = super::harness::execs(&recording.seen).into_iter().find(|exec| exec.argv[0] == b"/bin/echo");
+    assert!(echo.is_some());
+    recording.kernel().end_session(22).unwrap();
+}

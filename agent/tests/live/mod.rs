@@ -1,6 +1,7 @@
 mod harness;
 
 mod actions;
+mod cost;
 mod exec;
 mod session;
 mod stdio;

@@ -12,6 +12,7 @@ mod harness;
 mod record;
 mod refusals;
 mod review;
+mod stdio;
 mod terminal;
 
 use std::{
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
         harness::TESTS,
         record::TESTS,
         review::TESTS,
+        stdio::TESTS,
         terminal::TESTS,
     ];
     let trials = tests.into_iter().flatten().map(trial).collect();
