@@ -2,14 +2,17 @@
 
 use breakglass_api::frame::Header;
 use breakglass_api::v1::event::Body;
+use breakglass_api::v1::left_behind::Severity;
 use breakglass_api::v1::stdio_data::Direction;
-use breakglass_api::v1::{Event, Exec, ExecFailed, Exit, Process, Ring, SearchKind, SessionClosed, SessionOpened};
+use breakglass_api::v1::{
+    Event, Exec, ExecFailed, Exit, LeftBehind, Process, Ring, SearchKind, SessionClosed, SessionOpened,
+};
 use prost::Message;
 
 use super::actions;
 use super::model::{
-    Changes, CommandRow, Decoded, ExitRow, LineRow, SessionKey, SessionState, Slot, TerminalKey, TerminalState, Uuid,
-    Working, command_id,
+    Changes, CommandRow, Decoded, ExitRow, LineRow, ProcessKey, ReplacedRow, SessionKey, SessionState, Slot,
+    TerminalKey, TerminalState, Uuid, Working, command_id,
 };
 use crate::quote::{bounded, command_line};
 use crate::store::to_db;
@@ -106,6 +109,10 @@ fn session_event(working: &mut Working, changes: &mut Changes, at: Place<'_>, uu
             let number = next_command(session);
             start_exec(working, changes, at, row, number, exec);
         }
+        Some(Body::Exec(exec)) => {
+            session.witnessed += 1;
+            push_line(working, changes, SearchKind::Witness, row, 0, at.wall_ns(), exec_line(exec));
+        }
         Some(Body::ExecFailed(failed)) if starts_command(event) => {
             session.failed_commands += 1;
             let number = next_command(session);
@@ -153,16 +160,15 @@ fn session_event(working: &mut Working, changes: &mut Changes, at: Place<'_>, uu
         Some(Body::SessionClosed(closed)) => close(working, changes, at, key, closed),
         Some(Body::Gap(gap)) => session.gaps = session.gaps.saturating_add(gap.records.max(1)),
         Some(Body::Alert(_)) => session.alerts += 1,
+        Some(Body::LeftBehind(left)) => leave_behind(session, left),
         Some(
-            Body::Exec(_)
-            | Body::ExecFailed(_)
+            Body::ExecFailed(_)
             | Body::Fork(_)
             | Body::ProofRefused(_)
             | Body::AccountChanged(_)
             | Body::AgentStarted(_)
             | Body::AgentStopping(_)
             | Body::ClockStep(_)
-            | Body::LeftBehind(_)
             | Body::Login(_)
             | Body::Checkpoint(_)
             | Body::KeyEvolved(_)
@@ -178,15 +184,35 @@ fn next_command(session: &mut SessionState) -> u64 {
 }
 
 fn start_exec(working: &mut Working, changes: &mut Changes, at: Place<'_>, session: i64, number: u64, exec: &Exec) {
-    let text = match exec.argv.is_empty() {
-        true => command_line(&[&exec.exe]),
-        false => command_line(&exec.argv),
-    };
     let process = exec.process.unwrap_or_default();
     if let Some(row) = command_row(at, session, number, process, encoded(exec), false) {
-        changes.started.insert((session, process.pid, process.start_ns), changes.commands.len());
-        push_line(working, changes, SearchKind::Command, session, to_db(number), at.wall_ns(), text);
+        if is_known(process) {
+            replace(changes, (session, process.pid, process.start_ns), row.id, number);
+        }
+        push_line(working, changes, SearchKind::Command, session, to_db(number), at.wall_ns(), exec_line(exec));
         changes.commands.push(row);
+    }
+}
+
+/// Whether a process is one: commands whose process could not be read have nothing in common.
+fn is_known(process: Process) -> bool {
+    process != Process::default()
+}
+
+/// A process goes on as the command that is about to be added to `changes`: the one that it was will never end.
+fn replace(changes: &mut Changes, process: ProcessKey, id: i64, number: u64) {
+    let before = changes.started.insert(process, changes.commands.len());
+    match before.map(|at| changes.commands.get_mut(at)) {
+        Some(Some(command)) if command.exit.is_none() => command.replaced_by = number,
+        Some(_) => {}
+        None => changes.replaced.push(ReplacedRow { process, id, number }),
+    }
+}
+
+fn exec_line(exec: &Exec) -> String {
+    match exec.argv.is_empty() {
+        true => command_line(&[&exec.exe]),
+        false => command_line(&exec.argv),
     }
 }
 
@@ -228,6 +254,7 @@ fn command_row(
         event,
         exit: None,
         exit_wall_ns: 0,
+        replaced_by: 0,
     })
 }
 
@@ -236,7 +263,7 @@ fn encoded(message: &impl Message) -> Option<Vec<u8>> {
 }
 
 fn end_process(session: &mut SessionState, changes: &mut Changes, at: Place<'_>, key: SessionKey, exit: &Exit) {
-    let Some(process) = exit.process else { return };
+    let Some(process) = exit.process.filter(|process| is_known(*process)) else { return };
     let unsuccessful = exit.status != 0 || exit.signal != 0;
     let process = (session.row, process.pid, process.start_ns);
     let started = changes.started.get(&process).and_then(|at| changes.commands.get_mut(*at));
@@ -248,7 +275,10 @@ fn end_process(session: &mut SessionState, changes: &mut Changes, at: Place<'_>,
             session.failed_commands += u64::from(unsuccessful);
         }
         Some(_) => {}
-        None => changes.exits.push(ExitRow { process, session: key, exit, wall_ns, unsuccessful }),
+        None => {
+            let last = command_id(session.row, session.commands.min(u32::MAX.into())).unwrap_or(i64::MAX);
+            changes.exits.push(ExitRow { process, last, session: key, exit, wall_ns, unsuccessful });
+        }
     }
 }
 
@@ -388,6 +418,34 @@ fn bounded_closed(closed: &SessionClosed) -> SessionClosed {
         produced: closed.produced.iter().take(CLOSED_LIST_MAX).copied().collect(),
         missing: closed.missing.iter().take(CLOSED_LIST_MAX).copied().collect(),
     }
+}
+
+/// Takes what a session left behind. The first word counts, as with its opening.
+fn leave_behind(session: &mut SessionState, left: &LeftBehind) {
+    if session.left_behind.is_some() {
+        return;
+    }
+    let doors = left.changes.iter().filter(|change| change.severity() == Severity::OpensDoor);
+    session.doors = doors.count() as u64;
+    session.changes = left.changes.len() as u64;
+    session.left_behind = Some(bounded_left_behind(left).encode_to_vec());
+}
+
+/// As much as fits of what comes first, which are the doors; what is cut off is said in `not_covered`.
+fn bounded_left_behind(left: &LeftBehind) -> LeftBehind {
+    if left.encoded_len() <= EVENT_MAX {
+        return left.clone();
+    }
+    let mut room = EVENT_MAX;
+    // A few bytes for each field's frame.
+    let mut fits = |len: usize| {
+        room = room.saturating_sub(len + 8);
+        room > 0
+    };
+    let cut = "not all changes and omissions are in this list; the event in the record has all".to_owned();
+    let changes: Vec<_> = left.changes.iter().take_while(|change| fits(change.encoded_len())).cloned().collect();
+    let not_covered = left.not_covered.iter().take_while(|text| fits(text.len())).cloned();
+    LeftBehind { not_covered: std::iter::once(cut).chain(not_covered).collect(), changes, complete: false, ..*left }
 }
 
 /// What stands on a session's terminals at its end is final.

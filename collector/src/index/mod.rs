@@ -11,6 +11,7 @@ mod load;
 mod model;
 mod proof;
 mod read;
+mod search;
 mod write;
 
 #[cfg(test)]
@@ -28,13 +29,14 @@ pub use attest::hex;
 pub use fold::starts_command;
 pub use model::{Decoded, session_of};
 pub use proof::{FindingRecord, StatementRecord};
-pub use read::{CommandRecord, HitRecord, IndexReader, SearchFilter, SessionRecord, TerminalRecord, Uuid};
+pub use read::{CommandRecord, IndexReader, SessionRecord, TerminalRecord, Uuid};
+pub use search::{HitRecord, SearchFilter};
 
 use self::model::{Changes, Working};
 use crate::store::{Durability, OpenError, Page, Result, Span, Store, StoreError, StoredFrame, close, open_pools};
 
 /// Version of what is derived and how. An index of another version is built again.
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 const SCHEMA: &[&str] = &[include_str!("schema.sql")];
 /// Frames in one pass: enough to share a transaction, few enough that the first is soon found.
 const PASS: Page = Page { events: 16_384, bytes: 8 * 1024 * 1024 };

@@ -84,6 +84,10 @@ pub struct SessionState {
     pub events: u64,
     pub gaps: u64,
     pub alerts: u64,
+    pub witnessed: u64,
+    pub left_behind: Option<Vec<u8>>,
+    pub changes: u64,
+    pub doors: u64,
     pub first_arrival: i64,
     pub last_arrival: i64,
     /// 0 while there is no line.
@@ -216,12 +220,24 @@ pub struct CommandRow {
     pub event: Option<Vec<u8>>,
     pub exit: Option<Vec<u8>>,
     pub exit_wall_ns: i64,
+    pub replaced_by: u64,
+}
+
+/// A process whose command was written in an earlier pass goes on as another one.
+#[derive(Debug)]
+pub struct ReplacedRow {
+    pub process: ProcessKey,
+    /// Id of the new command: the replaced one comes before it.
+    pub id: i64,
+    pub number: u64,
 }
 
 /// The end of a process whose command was written in an earlier pass.
 #[derive(Debug)]
 pub struct ExitRow {
     pub process: ProcessKey,
+    /// Id of the session's last command at that time: what started later has not ended by this.
+    pub last: i64,
     pub session: SessionKey,
     pub exit: Vec<u8>,
     pub wall_ns: i64,
@@ -246,6 +262,7 @@ pub struct Changes {
     /// Where in `commands` a process's last one is.
     pub started: HashMap<ProcessKey, usize>,
     pub exits: Vec<ExitRow>,
+    pub replaced: Vec<ReplacedRow>,
     pub lines: Vec<LineRow>,
     pub statements: Vec<StatementRow>,
     pub findings: Vec<FindingRow>,

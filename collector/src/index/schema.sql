@@ -78,6 +78,11 @@ CREATE TABLE sessions (
     events          INTEGER NOT NULL,
     gaps            INTEGER NOT NULL,
     alerts          INTEGER NOT NULL,
+    witnessed       INTEGER NOT NULL,
+    -- The encoded LeftBehind, cut where it is large, and its counts.
+    left_behind     BLOB,
+    changes         INTEGER NOT NULL,
+    doors           INTEGER NOT NULL,
     -- Arrival numbers of the frames that hold it.
     first_arrival   INTEGER NOT NULL,
     last_arrival    INTEGER NOT NULL,
@@ -105,7 +110,9 @@ CREATE TABLE commands (
     -- The encoded Exec or ExecFailed; absent where it is large and has to be taken from the frame.
     event        BLOB,
     exit         BLOB,
-    exit_wall_ns INTEGER NOT NULL
+    exit_wall_ns INTEGER NOT NULL,
+    -- Number of the command that the same process became; 0 if none.
+    replaced_by  INTEGER NOT NULL
 ) STRICT;
 
 CREATE INDEX commands_by_process ON commands (session, pid, start_ns);
@@ -125,12 +132,12 @@ CREATE TABLE terminals (
     UNIQUE (session, terminal)
 ) STRICT;
 
--- What can be found: command lines, and lines of terminals that are final.
+-- What can be found: command lines of the session and of others, and lines of terminals that are final.
 CREATE TABLE lines (
     id       INTEGER PRIMARY KEY,
     kind     INTEGER NOT NULL,
     session  INTEGER NOT NULL,
-    -- A command's number or a terminal's id.
+    -- A command's number, a terminal's id, or nothing.
     subject  INTEGER NOT NULL,
     wall_ns  INTEGER NOT NULL,
     text     TEXT NOT NULL

@@ -2,9 +2,10 @@
 
 use breakglass_api::frame::{Frame, Header, seal, seal_raw};
 use breakglass_api::v1::event::Body;
+use breakglass_api::v1::left_behind::{Change, Severity};
 use breakglass_api::v1::{
-    Alert, Batch, Event, Exec, ExecFailed, Exit, Gap, InputWithheld, Process, SessionClosed, SessionOpened,
-    SessionResumed, TerminalInput, TerminalOutput,
+    Alert, Batch, Event, Exec, ExecFailed, Exit, Gap, InputWithheld, KernelRef, LeftBehind, Process, Ring,
+    SessionClosed, SessionOpened, SessionResumed, TerminalInput, TerminalOutput,
 };
 use proptest::prelude::*;
 
@@ -77,9 +78,10 @@ impl Rig {
         let tables = [
             "SELECT json_array(host, frames, events, hex(open_session)) FROM hosts",
             "SELECT json_array(id, hex(uuid), operator, hex(opened), opened_ns, deadline_ns, hex(closed), closed_ns, commands, execs,
-             failed_commands, terminals, terminal_bytes, input_bytes, withheld_bytes, events, gaps, alerts, first_arrival,
-             last_arrival, first_line, last_line) FROM sessions",
-            "SELECT json_array(id, pid, start_ns, wall_ns, arrival, place, failed, hex(event), hex(exit), exit_wall_ns) FROM commands",
+             failed_commands, terminals, terminal_bytes, input_bytes, withheld_bytes, events, gaps, alerts, witnessed,
+             hex(left_behind), changes, doors, first_arrival, last_arrival, first_line, last_line) FROM sessions",
+            "SELECT json_array(id, pid, start_ns, wall_ns, arrival, place, failed, hex(event), hex(exit), exit_wall_ns,
+             replaced_by) FROM commands",
             "SELECT json_array(id, session, terminal, number, output_bytes, input_bytes, first_ns, last_ns) FROM terminals",
             "SELECT json_array(id, kind, session, subject, wall_ns, text) FROM lines",
             "SELECT json_array(terminal, place, kind, wall_ns, text) FROM current_lines",
@@ -96,6 +98,13 @@ impl Rig {
 
 fn event(session: u32, body: Body) -> Event {
     Event { boot_ns: 1, session, origin: None, body: Some(body) }
+}
+
+/// Changes of these severities.
+fn left_behind(severities: Vec<i32>) -> Body {
+    let changes =
+        severities.into_iter().map(|severity| Change { severity, text: "c".repeat(100), ..Change::default() });
+    Body::LeftBehind(LeftBehind { changes: changes.collect(), complete: true, ..LeftBehind::default() })
 }
 
 fn absurd() -> impl Strategy<Value = u64> {
@@ -147,13 +156,16 @@ fn body() -> impl Strategy<Value = Body> {
             .prop_map(|deadline_boot_ns| Body::SessionResumed(SessionResumed { deadline_boot_ns, live_processes: 1 })),
         Just(Body::SessionClosed(SessionClosed::default())),
         Just(Body::Alert(Alert::default())),
+        proptest::collection::vec(0i32..4, 0..4).prop_map(left_behind),
     ]
 }
 
 fn batch() -> impl Strategy<Value = Batch> {
     let session = prop_oneof![Just(vec![1; 16]), Just(vec![2; 16]), Just(vec![]), Just(vec![3; 17])];
-    let event = (absurd(), prop_oneof![0u32..6, Just(u32::MAX)], proptest::option::of(body()))
-        .prop_map(|(boot_ns, session, body)| Event { boot_ns, session, origin: None, body });
+    let witness = KernelRef { ring: Ring::Witness as i32, ..KernelRef::default() };
+    let origin = prop_oneof![4 => Just(None), 1 => Just(Some(witness))];
+    let event = (absurd(), prop_oneof![0u32..6, Just(u32::MAX)], origin, proptest::option::of(body()))
+        .prop_map(|(boot_ns, session, origin, body)| Event { boot_ns, session, origin, body });
     (proptest::collection::vec(session, 0..4), proptest::collection::vec(event, 0..12))
         .prop_map(|(sessions, events)| Batch { sessions, events, resume: Vec::new() })
 }
@@ -173,21 +185,67 @@ proptest! {
         batches in proptest::collection::vec(batch(), 1..8),
         offset: i64,
     ) {
-        let (interrupted, whole) = run(async {
-            let mut rig = Rig::new().await;
-            rig.header.wall_offset_ns = offset;
-            for batch in &batches {
-                let arrival = rig.add(batch).await;
-                let mut indexer = Indexer::open(rig.store.clone(), &rig.path()).await.unwrap();
-                indexer.pass(arrival).await.unwrap();
-                indexer.close().await;
-            }
-            let interrupted = rig.rows().await;
-            Indexer::rebuild(rig.store.clone(), &rig.path()).await.unwrap();
-            (interrupted, rig.rows().await)
-        });
+        let (interrupted, whole) = run(in_both_ways(&batches, offset));
         prop_assert_eq!(interrupted, whole);
     }
+}
+
+/// The rows after one pass a frame, each by an indexer of its own, and after all in one.
+async fn in_both_ways(batches: &[Batch], offset: i64) -> (String, String) {
+    let mut rig = Rig::new().await;
+    rig.header.wall_offset_ns = offset;
+    for batch in batches {
+        let arrival = rig.add(batch).await;
+        let mut indexer = Indexer::open(rig.store.clone(), &rig.path()).await.unwrap();
+        indexer.pass(arrival).await.unwrap();
+        indexer.close().await;
+    }
+    let interrupted = rig.rows().await;
+    Indexer::rebuild(rig.store.clone(), &rig.path()).await.unwrap();
+    (interrupted, rig.rows().await)
+}
+
+#[tokio::test]
+async fn exits_and_successors_belong_to_the_same_commands_however_the_frames_are_read() {
+    let process = Some(Process { pid: 7, start_ns: 7 });
+    let starts = || event(1, Body::Exec(Exec { process, argv: vec![b"a".to_vec()], ..Exec::default() }));
+    let ends = || event(1, Body::Exit(Exit { process, ..Exit::default() }));
+    let unknown = || event(1, Body::Exec(Exec::default()));
+    // The second exec replaces the first; the third comes after an exit and replaces nothing.
+    let events = vec![starts(), starts(), ends(), starts(), unknown(), unknown(), ends()];
+    let sessions = vec![vec![1; 16]];
+    let batches: Vec<Batch> = events
+        .into_iter()
+        .map(|event| Batch { sessions: sessions.clone(), events: vec![event], resume: Vec::new() })
+        .collect();
+    let (interrupted, whole) = in_both_ways(&batches, 0).await;
+    assert_eq!(interrupted, whole);
+    let mut rig = Rig::new().await;
+    for batch in &batches {
+        rig.add(batch).await;
+    }
+    Indexer::rebuild(rig.store.clone(), &rig.path()).await.unwrap();
+    let reader = Indexer::open(rig.store.clone(), &rig.path()).await.unwrap().reader();
+    let session = reader.session([1; 16]).await.unwrap().unwrap().state.row;
+    let commands = reader.commands(session, 0, 10).await.unwrap();
+    let told: Vec<_> = commands.iter().map(|c| (c.number, c.replaced_by, c.exit.is_some())).collect();
+    assert_eq!(told, [(1, 2, false), (2, 0, true), (3, 0, true), (4, 0, false), (5, 0, false)]);
+}
+
+#[tokio::test]
+async fn a_long_list_of_what_was_left_behind_is_cut_and_says_so() {
+    let mut rig = Rig::new().await;
+    let door = Severity::OpensDoor as i32;
+    let events = vec![event(1, left_behind([vec![door; 3], vec![1; 2000]].concat())), event(1, left_behind(vec![]))];
+    rig.add(&Batch { sessions: vec![vec![1; 16]], events, resume: Vec::new() }).await;
+    Indexer::rebuild(rig.store.clone(), &rig.path()).await.unwrap();
+    let reader = Indexer::open(rig.store.clone(), &rig.path()).await.unwrap().reader();
+    let session = reader.session([1; 16]).await.unwrap().unwrap().state;
+    assert_eq!((session.changes, session.doors), (2003, 3));
+    let bytes = session.left_behind.unwrap();
+    assert!(bytes.len() <= 64 * 1024 + 256, "{}", bytes.len());
+    let left: LeftBehind = prost::Message::decode(bytes.as_slice()).unwrap();
+    assert!(!left.complete && left.not_covered.len() == 1 && left.changes.len() > 100);
 }
 
 #[tokio::test]

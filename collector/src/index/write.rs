@@ -24,6 +24,7 @@ pub async fn apply(connection: &mut SqliteConnection, working: &mut Working, cha
     insert_statements(connection, &changes.statements).await?;
     insert_findings(connection, &changes.findings).await?;
     end_commands(connection, working, changes).await?;
+    replace_commands(connection, changes).await?;
     let lines = line_ranges(changes);
     for key in &changes.sessions {
         if let Some(session) = working.sessions.get_mut(key) {
@@ -85,8 +86,8 @@ async fn insert_many<T>(
 async fn insert_commands(connection: &mut SqliteConnection, rows: &[CommandRow]) -> sqlx::Result<()> {
     let head =
         "INSERT INTO commands (id, session, pid, start_ns, boot_ns, wall_ns, arrival, place, failed, event, exit,
-                exit_wall_ns)";
-    insert_many(connection, head, 12, rows, |query, row| {
+                exit_wall_ns, replaced_by)";
+    insert_many(connection, head, 13, rows, |query, row| {
         query
             .bind(row.id)
             .bind(row.session)
@@ -100,6 +101,7 @@ async fn insert_commands(connection: &mut SqliteConnection, rows: &[CommandRow])
             .bind(row.event.as_deref())
             .bind(row.exit.as_deref())
             .bind(row.exit_wall_ns)
+            .bind(to_db(row.replaced_by))
     })
     .await
 }
@@ -126,13 +128,14 @@ async fn end_commands(connection: &mut SqliteConnection, working: &mut Working, 
         let (session, pid, start_ns) = row.process;
         let ended = sqlx::query(
             "UPDATE commands SET exit = ?, exit_wall_ns = ? WHERE exit IS NULL AND id = (SELECT id FROM commands
-             WHERE session = ? AND pid = ? AND start_ns = ? AND failed = 0 ORDER BY id DESC LIMIT 1)",
+             WHERE session = ? AND pid = ? AND start_ns = ? AND failed = 0 AND id <= ? ORDER BY id DESC LIMIT 1)",
         )
         .bind(row.exit.as_slice())
         .bind(row.wall_ns)
         .bind(session)
         .bind(pid)
         .bind(to_db(start_ns))
+        .bind(row.last)
         .execute(&mut *connection)
         .await?;
         if ended.rows_affected() > 0
@@ -200,6 +203,25 @@ async fn insert_findings(connection: &mut SqliteConnection, rows: &[FindingRow])
     .await
 }
 
+/// Tells commands of earlier passes what their processes became. One that has ended was another process's, whatever its number says.
+async fn replace_commands(connection: &mut SqliteConnection, changes: &Changes) -> sqlx::Result<()> {
+    for row in &changes.replaced {
+        let (session, pid, start_ns) = row.process;
+        sqlx::query(
+            "UPDATE commands SET replaced_by = ? WHERE exit IS NULL AND replaced_by = 0 AND id = (SELECT id FROM commands
+             WHERE session = ? AND pid = ? AND start_ns = ? AND failed = 0 AND id < ? ORDER BY id DESC LIMIT 1)",
+        )
+        .bind(to_db(row.number))
+        .bind(session)
+        .bind(pid)
+        .bind(to_db(start_ns))
+        .bind(row.id)
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(())
+}
+
 async fn write_session(
     connection: &mut SqliteConnection,
     (host, uuid): SessionKey,
@@ -208,8 +230,9 @@ async fn write_session(
     sqlx::query(
         "INSERT OR REPLACE INTO sessions (id, uuid, host, operator, opened, opened_ns, deadline_ns, closed, closed_ns,
          commands, execs, failed_commands, terminals, terminal_bytes, input_bytes, withheld_bytes,
-         stdio_output_bytes, stdio_input_bytes, actions, events, gaps, alerts, first_arrival, last_arrival, first_line, last_line)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         stdio_output_bytes, stdio_input_bytes, actions, events, gaps, alerts,
+         witnessed, left_behind, changes, doors, first_arrival, last_arrival, first_line, last_line)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(session.row)
     .bind(uuid.as_slice())
@@ -233,6 +256,10 @@ async fn write_session(
     .bind(to_db(session.events))
     .bind(to_db(session.gaps))
     .bind(to_db(session.alerts))
+    .bind(to_db(session.witnessed))
+    .bind(session.left_behind.as_deref())
+    .bind(to_db(session.changes))
+    .bind(to_db(session.doors))
     .bind(session.first_arrival)
     .bind(session.last_arrival)
     .bind(session.first_line)

@@ -18,7 +18,7 @@ const RUNNING_MAX: usize = 256;
 
 impl QueryService {
     /// Commands in order of their start. A follower gets each command when it starts, and once more, with the same number, when it
-    /// has ended.
+    /// has ended or given way to another in its process.
     pub(super) fn commands(
         self,
         record: SessionRecord,
@@ -40,7 +40,7 @@ impl QueryService {
                     let Some(last) = page.last() else { break };
                     after = last.number;
                     for command in page {
-                        if request.follow && command.exit.is_none() && !command.failed {
+                        if request.follow && !is_over(&command) {
                             running.insert(command.number);
                         }
                         yield self.command(&command, &name).await?;
@@ -70,7 +70,7 @@ impl QueryService {
         let mut ended = Vec::new();
         for number in running.iter() {
             let command = self.index.command(session, *number).await.map_err(unavailable)?;
-            ended.extend(command.filter(|command| command.exit.is_some()));
+            ended.extend(command.filter(is_over));
         }
         for command in &ended {
             running.remove(&command.number);
@@ -95,4 +95,9 @@ impl QueryService {
         }
         Ok(command)
     }
+}
+
+/// Whether there is nothing more to say of a command.
+fn is_over(command: &CommandRecord) -> bool {
+    command.failed || command.exit.is_some() || command.replaced_by != 0
 }

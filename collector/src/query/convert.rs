@@ -1,6 +1,6 @@
 //! From rows to messages.
 
-use breakglass_api::v1::{Command, Exec, ExecFailed, Exit, Finding, Gap, Session, TerminalInfo};
+use breakglass_api::v1::{Command, Exec, ExecFailed, Exit, Finding, Gap, LeftBehind, Session, TerminalInfo};
 use prost::Message;
 
 use super::lookup::Hosts;
@@ -16,7 +16,7 @@ pub(super) fn uuid_text(uuid: [u8; 16]) -> String {
     uuid::Uuid::from_bytes(uuid).to_string()
 }
 
-/// A session with its terminals.
+/// A session with its terminals, but for what it left behind.
 pub(super) fn session(
     record: SessionRecord,
     hosts: &Hosts,
@@ -48,11 +48,21 @@ pub(super) fn session(
         stdio_input_bytes: state.stdio_input_bytes,
         actions: state.actions,
         findings: findings.into_iter().map(finding).collect(),
+        left_behind: None,
+        compared: state.left_behind.is_some(),
+        changes: state.changes,
+        doors: state.doors,
+        witnessed: state.witnessed,
     }
 }
 
 fn finding(record: FindingRecord) -> Finding {
     Finding { wall_ns: record.wall_ns, code: record.code, message: record.message, frame: record.carrier }
+}
+
+/// What a session left behind, where that is known.
+pub(super) fn left_behind(record: &SessionRecord) -> Option<LeftBehind> {
+    decoded(record.state.left_behind.as_deref())
 }
 
 fn terminal(record: &TerminalRecord) -> TerminalInfo {
@@ -78,6 +88,7 @@ pub(super) fn command(record: &CommandRecord, session: String) -> Command {
         session,
         failed: record.failed.then(|| decoded::<ExecFailed>(event)).flatten(),
         boot_ns: record.boot_ns,
+        replaced_by: record.replaced_by,
     }
 }
 

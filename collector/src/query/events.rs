@@ -1,5 +1,7 @@
 //! What is recorded, as it was recorded.
 
+use std::collections::HashSet;
+
 use async_stream::try_stream;
 use breakglass_api::v1::event::Body;
 use breakglass_api::v1::{Event, EventsRequest, Gap, RecordedEvent};
@@ -23,12 +25,15 @@ impl QueryService {
             tail.skip_through(request.after_frame).await?;
         }
         let hosts = self.hosts_by_row().await?;
+        let kinds: HashSet<String> = request.kinds.into_iter().collect();
         Ok(try_stream! {
             while let Some(frames) = tail.next().await? {
                 for frame in frames {
                     let host_id = hosts.get(&frame.host).map(|host| host.host_id.as_str()).unwrap_or_default();
                     for event in recorded(frame, session, host_id) {
-                        yield event;
+                        if is_wanted(&kinds, &event) {
+                            yield event;
+                        }
                     }
                 }
             }
@@ -52,6 +57,46 @@ impl QueryService {
             ))),
             None => Err(Status::invalid_argument("give a session or a host")),
         }
+    }
+}
+
+fn is_wanted(kinds: &HashSet<String>, event: &RecordedEvent) -> bool {
+    let kind = || event.event.as_ref().and_then(|event| event.body.as_ref()).map(kind_of);
+    kinds.is_empty() || kind().is_some_and(|kind| kinds.contains(kind))
+}
+
+/// The name of a kind of event: that of its field in the protocol.
+fn kind_of(body: &Body) -> &'static str {
+    match body {
+        Body::Exec(_) => "exec",
+        Body::ExecFailed(_) => "exec_failed",
+        Body::Fork(_) => "fork",
+        Body::Exit(_) => "exit",
+        Body::TerminalOutput(_) => "terminal_output",
+        Body::TerminalInput(_) => "terminal_input",
+        Body::InputWithheld(_) => "input_withheld",
+        Body::StdioData(_) => "stdio_data",
+        Body::FileAction(_) => "file_action",
+        Body::SocketAction(_) => "socket_action",
+        Body::CredentialsChanged(_) => "credentials_changed",
+        Body::NamespacesChanged(_) => "namespaces_changed",
+        Body::SystemAction(_) => "system_action",
+        Body::SessionOpened(_) => "session_opened",
+        Body::SessionClosed(_) => "session_closed",
+        Body::ProofRefused(_) => "proof_refused",
+        Body::SessionResumed(_) => "session_resumed",
+        Body::AccountChanged(_) => "account_changed",
+        Body::Alert(_) => "alert",
+        Body::LeftBehind(_) => "left_behind",
+        Body::Login(_) => "login",
+        Body::SessionExtended(_) => "session_extended",
+        Body::AgentStarted(_) => "agent_started",
+        Body::AgentStopping(_) => "agent_stopping",
+        Body::Gap(_) => "gap",
+        Body::ClockStep(_) => "clock_step",
+        Body::Checkpoint(_) => "checkpoint",
+        Body::KeyEvolved(_) => "key_evolved",
+        Body::KeyIntroduced(_) => "key_introduced",
     }
 }
 

@@ -98,9 +98,11 @@ impl QueryService {
     /// The whole answer about a session.
     pub(super) async fn session_message(&self, record: SessionRecord) -> Result<Session, Status> {
         let hosts = self.hosts_by_row().await?;
-        self.session_with(record, &hosts).await
+        let left_behind = convert::left_behind(&record);
+        Ok(Session { left_behind, ..self.session_with(record, &hosts).await? })
     }
 
+    /// A session but for what it left behind, which may be long.
     async fn session_with(&self, record: SessionRecord, hosts: &Hosts) -> Result<Session, Status> {
         let terminals = self.index.terminals(record.state.row).await.map_err(unavailable)?;
         let findings = self.index.findings(record.host, record.uuid, FINDINGS_MAX).await.map_err(unavailable)?;
@@ -126,11 +128,10 @@ impl QueryService {
         }
     }
 
-    /// Waits for the index to reach what is durable now.
-    pub(super) async fn catch_up(&self) -> Result<(), Status> {
+    /// Waits for the index to reach what is durable now, for a while; says whether it did.
+    pub(super) async fn catch_up(&self) -> Result<bool, Status> {
         let newest = self.store.last_arrival().await.map_err(unavailable)?;
-        self.index.catch_up(newest).await;
-        Ok(())
+        Ok(self.index.catch_up(newest).await)
     }
 }
 

@@ -17,10 +17,10 @@ impl QueryService {
     /// Lines that hold a text.
     pub(super) async fn find(&self, scope: &Scope, request: SearchRequest) -> Result<SearchResponse, Status> {
         let filter = self.filter(scope, request).await?;
-        self.catch_up().await?;
+        let behind = !self.catch_up().await?;
         let (hits, more) = self.index.search(&filter).await.map_err(unavailable)?;
         let hosts = self.hosts_by_row().await?;
-        Ok(SearchResponse { hits: hits.into_iter().map(|hit| message(hit, &hosts)).collect(), more })
+        Ok(SearchResponse { hits: hits.into_iter().map(|hit| message(hit, &hosts)).collect(), more, behind })
     }
 
     async fn filter(&self, scope: &Scope, request: SearchRequest) -> Result<SearchFilter, Status> {
@@ -55,8 +55,11 @@ impl QueryService {
 
 fn message(hit: HitRecord, hosts: &Hosts) -> SearchHit {
     let host = hosts.get(&hit.host);
-    let command = hit.kind == SearchKind::Command;
-    let on_terminal = matches!(hit.kind, SearchKind::Typed | SearchKind::Screen);
+    let (command_number, terminal) = match hit.kind {
+        SearchKind::Command => (hit.subject, 0),
+        SearchKind::Typed | SearchKind::Screen => (0, hit.subject),
+        SearchKind::File | SearchKind::Net | SearchKind::Witness | SearchKind::Unspecified => (0, 0),
+    };
     SearchHit {
         kind: hit.kind as i32,
         session: convert::uuid_text(hit.session),
@@ -65,7 +68,8 @@ fn message(hit: HitRecord, hosts: &Hosts) -> SearchHit {
         operator: hit.operator,
         wall_ns: hit.wall_ns,
         text: hit.text,
-        command_number: if command { hit.subject } else { 0 },
-        terminal: if on_terminal { hit.subject } else { 0 },
+        command_number,
+        terminal,
+        times: hit.times,
     }
 }

@@ -51,6 +51,8 @@ struct Lines {
     scrolled: String,
     /// Hashes of lines that were final because they were replaced.
     remembered: VecDeque<u64>,
+    /// First and last row of the scrolling region where a program set one. The emulator keeps it to itself.
+    region: Option<(usize, usize)>,
     #[serde(skip)]
     ready: Vec<String>,
     #[serde(skip)]
@@ -85,6 +87,7 @@ impl Screen {
             seen: self.lines.seen.clone(),
             scrolled: self.lines.scrolled.clone(),
             remembered: self.lines.remembered.clone(),
+            region: self.lines.region,
             ..Lines::default()
         };
         Saved { cols, rows, dump: self.terminal.dump(), lines, partial: self.partial.clone() }
@@ -133,6 +136,9 @@ fn resize(terminal: &mut Terminal, lines: &mut Lines, rows: u32, cols: u32) {
     }
     let wanted = (bounded_size(cols, COLS_MAX), bounded_size(rows, ROWS_MAX));
     if wanted != terminal.size() {
+        if wanted.1 != terminal.size().1 {
+            lines.region = None;
+        }
         terminal.resize_with(wanted.0, wanted.1, &mut *lines);
         // Rows were broken anew: nothing was replaced by that.
         lines.forget_rows(terminal);
@@ -198,8 +204,43 @@ impl Lines {
         }
     }
 
+    /// The region that scrolls, first and last row.
+    fn region(&self, terminal: &Terminal) -> (usize, usize) {
+        self.region.unwrap_or((0, terminal.size().1 - 1))
+    }
+
+    fn set_region(&mut self, terminal: &Terminal, top: u16, bottom: u16) {
+        let rows = terminal.size().1;
+        // From 1; 0 stands for the first and for the last row.
+        let top = usize::from(top).max(1) - 1;
+        let bottom = if bottom == 0 { rows } else { usize::from(bottom) } - 1;
+        if top < bottom && bottom < rows {
+            self.region = Some((top, bottom));
+        }
+    }
+
+    /// Rows are about to move up by one. The first one goes for good, unless it goes to the lines that scrolled off.
+    fn scrolls(&mut self, terminal: &Terminal) {
+        let (top, bottom) = self.region(terminal);
+        if top == 0 && terminal.active_screen_kind() == ScreenKind::Primary {
+            return;
+        }
+        let Some(row) = terminal.screen().visible_lines().nth(top) else { return };
+        let text = row.text();
+        let text = text.trim_end();
+        if top < self.seen.len() {
+            let old = self.seen.remove(top);
+            self.seen.insert(bottom.min(self.seen.len()), String::new());
+            if !is_edit(&old, text) {
+                self.replaced(&old);
+            }
+        }
+        self.replaced(text);
+    }
+
     /// Everything on the active screen is about to go.
     fn wiped(&mut self, terminal: &Terminal) {
+        self.look(terminal);
         for line in joined(terminal.screen(), String::new()) {
             self.replaced(&line);
         }
@@ -214,10 +255,23 @@ impl Observer for &mut Lines {
         let Operation::Function(function) = operation else { return };
         let terminal = context.terminal();
         let alternate = terminal.active_screen_kind() == ScreenKind::Alternate;
+        let cursor = terminal.cursor();
+        let (top, bottom) = self.region(terminal);
         match function {
+            Function::Lf | Function::Nel if cursor.row == bottom => self.scrolls(terminal),
+            Function::Print(_) if cursor.row == bottom && cursor.col >= terminal.size().0 => self.scrolls(terminal),
+            Function::Decstbm(top, bottom) => self.set_region(terminal, *top, *bottom),
+            Function::Decstr => self.region = None,
+            // Rows move and some go: what was drawn since the last look has not been seen.
+            Function::Su(_) | Function::Sd(_) | Function::Il(_) | Function::Dl(_) => self.look(terminal),
+            Function::Ri if cursor.row == top => self.look(terminal),
             // Erasing all of the primary screen scrolls it off instead, in this emulator.
             Function::Ed(EdScope::All) if !alternate => {}
-            Function::Ed(_) | Function::Ris => self.wiped(terminal),
+            Function::Ed(_) => self.wiped(terminal),
+            Function::Ris => {
+                self.wiped(terminal);
+                self.region = None;
+            }
             Function::Decrst(modes) if alternate && switches(modes.as_slice()) => self.wiped(terminal),
             // The primary screen stays, behind: its rows are not replaced.
             Function::Decset(modes) if !alternate && switches(modes.as_slice()) => self.seen.clear(),
@@ -338,6 +392,28 @@ mod tests {
         assert_eq!(all_lines(&["secret\x1b[H\x1b[Jnew"]), ["secret", "new"]);
         assert_eq!(all_lines(&["secret\x1bcnew"]), ["secret", "new"]);
         assert_eq!(all_lines(&["10%", "\r\x1b[2Kdone"]), ["10%", "done"]);
+    }
+
+    #[test]
+    fn a_row_that_scrolls_off_where_there_is_no_scrollback_is_kept() {
+        // As vi ends when all of it comes in one read: the file's first row has scrolled off when the screen is left.
+        let vi =
+            "\x1b[?1049h\x1b[1;24r\x1b[H\x1b[2J\x1b[24;1H\"f\" [New]\x1b[1;1Hmax = 400\x1b[24;1H:wq\r\r\n\x1b[?1049l$ ";
+        let lines = all_lines(&[vi]);
+        assert!(lines.contains(&"max = 400".to_owned()), "{lines:?}");
+        // A region below a heading, on the primary screen: what scrolls off there is in no scrollback either.
+        let lines = all_lines(&["\x1b[2;4rtop\x1b[4;1Ha\r\nb\r\nc\r\nd\r\ne\r\nf"]);
+        assert_eq!(lines, ["a", "b", "c", "top", "d", "e", "f"]);
+        // Long lines scroll without a line feed, and programs scroll without one too.
+        let wide: String = ["x".repeat(80), "y".repeat(80 * 24)].concat();
+        assert_eq!(all_lines(&["\x1b[?1049h\x1b[H", &wide, "\x1b[?1049l"])[0], "x".repeat(80));
+        for gone in ["\x1b[S", "\x1b[M", "\x1b[24;1H\n"] {
+            assert_eq!(all_lines(&[&format!("\x1b[?1049h\x1b[Hgone\x1b[1;1H{gone}\x1b[?1049l")]), ["gone"], "{gone:?}");
+        }
+        for gone in ["\x1b[T", "\x1bM", "\x1b[L"] {
+            let last = format!("\x1b[?1049h\x1b[24;1Hgone\x1b[1;1H{gone}\x1b[?1049l");
+            assert_eq!(all_lines(&[&last]), ["gone"], "{gone:?}");
+        }
     }
 
     #[test]

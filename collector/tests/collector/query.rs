@@ -1,10 +1,12 @@
 //! Sessions, commands, replay, events, and following them live.
 
 use breakglass_api::v1::event::Body;
+use breakglass_api::v1::left_behind::{Change, Severity};
 use breakglass_api::v1::replay_item::Body as Item;
 use breakglass_api::v1::{
-    Batch, Event, EventsRequest, ExecFailed, GetSessionRequest, InputWithheld, KernelRef, ListCommandsRequest,
-    ListSessionsRequest, ReplayItem, ReplayRequest, Ring, TerminalInput,
+    Alert, Batch, Event, EventsRequest, ExecFailed, GetSessionRequest, InputWithheld, KernelRef, LeftBehind,
+    ListCommandsRequest, ListSessionsRequest, ReplayItem, ReplayRequest, Ring, SearchKind, SearchRequest,
+    TerminalInput,
 };
 use tonic::Code;
 
@@ -56,17 +58,17 @@ async fn a_session_is_what_its_events_say() {
         .iter()
         .map(|c| {
             let exec = c.exec.as_ref().map(|e| String::from_utf8(e.argv[0].clone()).unwrap());
-            (c.number, exec, c.failed.as_ref().map(|f| f.errno), c.exit.as_ref().map(|e| e.status))
+            (c.number, exec, c.failed.as_ref().map(|f| f.errno), c.exit.as_ref().map(|e| e.status), c.replaced_by)
         })
         .collect();
     let name = |n: &str| Some(n.to_owned());
     assert_eq!(
         told,
         [
-            (1, name("bash"), None, None),
-            (2, name("ls"), None, Some(0)),
-            (3, None, Some(2), None),
-            (4, name("zsh"), None, Some(3))
+            (1, name("bash"), None, None, 4),
+            (2, name("ls"), None, Some(0), 0),
+            (3, None, Some(2), None, 0),
+            (4, name("zsh"), None, Some(3), 0)
         ]
     );
     let later = all(reviewer.list_commands(ListCommandsRequest { after: 3, ..request }).await).await;
@@ -171,21 +173,23 @@ async fn followers_get_everything_once_until_the_session_closes() {
     let events = reviewer.events(request).await;
     let replay = reviewer.replay(ReplayRequest { session: follow, follow: true, ..ReplayRequest::default() }).await;
     let watching = tokio::spawn(async move { (all(commands).await, all(events).await, all(replay).await) });
+    // The process goes on as another program.
+    agent.send(spool.frame(session, vec![exec(1, &["a", "again"])])).await;
     for n in 2..=50u32 {
         agent.send(spool.frame(session, vec![exec(n, &["b"]), shows(1, &format!("{n};")), exit(n, 0)])).await;
     }
     // Another host's news in between is nobody's business here.
     agent.send(spool.frame(session, vec![closed()])).await;
-    agent.acked(51).await;
+    agent.acked(52).await;
     let (commands, events, replay) = within(watching).await.unwrap();
     let started: Vec<u64> = commands.iter().filter(|c| c.exit.is_none()).map(|c| c.number).collect();
-    let mut numbers: Vec<u64> = commands.iter().map(|c| c.number).collect();
-    numbers.dedup();
     let mut ended: Vec<u64> = commands.iter().filter(|c| c.exit.is_some()).map(|c| c.number).collect();
     ended.sort_unstable();
-    assert_eq!(ended, (2..=50).collect::<Vec<_>>());
-    assert!(started.contains(&1));
-    assert_eq!(events.len(), 2 + 49 * 3 + 1);
+    assert_eq!(ended, (3..=51).collect::<Vec<_>>());
+    let first: Vec<u64> = commands.iter().filter(|c| c.number == 1).map(|c| c.replaced_by).collect();
+    assert_eq!((first, started.contains(&2)), (vec![0, 2], true));
+    assert!(commands.iter().all(|c| commands.iter().filter(|other| other.number == c.number).count() <= 2));
+    assert_eq!(events.len(), 3 + 49 * 3 + 1);
     let shown: String = (2..=50).map(|n| format!("{n};")).collect();
     assert_eq!(String::from_utf8(output_of(&replay)).unwrap(), shown);
 }
@@ -198,17 +202,79 @@ async fn events_go_on_after_a_frame_and_witnesses_are_not_commands() {
     let mut agent = Agent::connect(&collector, &host, spool.stream, 0).await;
     agent.send(spool.frame(Some(session_id(1)), vec![opened("alice")])).await;
     let witness = KernelRef { ring: Ring::Witness as i32, ..KernelRef::default() };
-    let event = Event { boot_ns: 5, session: 1, origin: Some(witness), body: Some(exec(1, &["cron"])) };
+    let event = Event {
+        boot_ns: 5,
+        session: 1,
+        origin: Some(witness),
+        body: Some(exec(1, &["run-parts", "/etc/cron.hourly"])),
+    };
     let absurd = Event { boot_ns: u64::MAX, session: u32::MAX, origin: None, body: None };
     let sessions = vec![session_id(1).to_vec(), vec![1, 2, 3]];
     agent.send(spool.batch(Batch { sessions, events: vec![event, absurd], resume: vec![] })).await;
     agent.acked(2).await;
     let mut reviewer = collector.reviewer().await;
     let found = reviewer.get_session(GetSessionRequest { session: session_text(1) }).await.unwrap().into_inner();
-    assert_eq!((found.commands, found.events), (0, 2));
+    assert_eq!((found.commands, found.events, found.witnessed), (0, 2, 1));
+    let request = SearchRequest { text: "cron.hourly".into(), ..SearchRequest::default() };
+    let hits = reviewer.search(request.clone()).await.unwrap().into_inner().hits;
+    assert_eq!((hits.len(), hits[0].kind(), hits[0].command_number), (1, SearchKind::Witness, 0));
+    let commands = SearchRequest { kinds: vec![SearchKind::Command as i32], ..request };
+    assert!(reviewer.search(commands).await.unwrap().into_inner().hits.is_empty());
     let request = EventsRequest { host: "web1".into(), after_frame: 1, ..EventsRequest::default() };
     let events = all(reviewer.events(request).await).await;
     assert_eq!(events.iter().map(|e| (e.frame, e.index)).collect::<Vec<_>>(), [(2, 0), (2, 1)]);
     assert_eq!(events[0].host_id, host.id);
     assert_code(reviewer.events(EventsRequest::default()).await.map(drop), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn what_a_session_left_behind_comes_after_its_close_and_is_counted() {
+    let collector = Collector::start();
+    let host = collector.enroll_host("web1");
+    let mut spool = Spool::new(1);
+    let mut agent = Agent::connect(&collector, &host, spool.stream, 0).await;
+    let session = Some(session_id(1));
+    agent.send(spool.frame(session, vec![opened("alice"), closed()])).await;
+    agent.acked(1).await;
+    let mut reviewer = collector.reviewer().await;
+    let request = GetSessionRequest { session: session_text(1) };
+    let found = reviewer.get_session(request.clone()).await.unwrap().into_inner();
+    assert!(!found.compared && found.left_behind.is_none());
+    let change =
+        |severity: Severity| Change { severity: severity.into(), text: "a change".into(), ..Change::default() };
+    let left = LeftBehind {
+        changes: vec![change(Severity::OpensDoor), change(Severity::Notable)],
+        complete: true,
+        not_covered: vec!["never compared: the moon".into()],
+        took_us: 5,
+    };
+    agent.send(spool.frame(session, vec![Body::LeftBehind(left.clone())])).await;
+    agent.acked(2).await;
+    let found = reviewer.get_session(request).await.unwrap().into_inner();
+    assert_eq!((found.compared, found.changes, found.doors, found.left_behind), (true, 2, 1, Some(left)));
+    assert!(found.closed.is_some());
+    let listed = reviewer.list_sessions(ListSessionsRequest::default()).await.unwrap().into_inner().sessions;
+    assert_eq!((listed[0].compared, listed[0].doors, listed[0].left_behind.is_none()), (true, 1, true));
+}
+
+#[tokio::test]
+async fn events_come_by_kind() {
+    let collector = Collector::start();
+    let host = collector.enroll_host("web1");
+    let mut spool = Spool::new(1);
+    let mut agent = Agent::connect(&collector, &host, spool.stream, 0).await;
+    let alert = || Body::Alert(Alert { code: "c".into(), ..Alert::default() });
+    let events = vec![opened("alice"), exec(1, &["a"]), alert(), exit(1, 0), alert(), closed()];
+    agent.send(spool.frame(Some(session_id(1)), events)).await;
+    agent.acked(1).await;
+    let mut reviewer = collector.reviewer().await;
+    let mut places = async |kinds: &[&str]| {
+        let kinds = kinds.iter().map(|kind| (*kind).to_owned()).collect();
+        let request = EventsRequest { session: session_text(1), kinds, ..EventsRequest::default() };
+        all(reviewer.events(request).await).await.iter().map(|event| event.index).collect::<Vec<_>>()
+    };
+    assert_eq!(places(&[]).await, [0, 1, 2, 3, 4, 5]);
+    assert_eq!(places(&["alert"]).await, [2, 4]);
+    assert_eq!(places(&["exec", "session_closed", "of-the-future"]).await, [1, 5]);
+    assert_eq!(places(&["of-the-future"]).await, [0u32; 0]);
 }

@@ -107,6 +107,58 @@ async fn a_command_is_found_soon_after_it_ran() {
 }
 
 #[tokio::test]
+async fn what_a_screen_shows_is_found_at_once_while_it_stands_there_and_after_the_close() {
+    let collector = Collector::start();
+    let host = collector.enroll_host("web1");
+    let mut spool = Spool::new(1);
+    let mut agent = Agent::connect(&collector, &host, spool.stream, 0).await;
+    let mut reviewer = collector.reviewer().await;
+    let session = Some(session_id(1));
+    for n in 1..=20 {
+        // Not even the line's end has come.
+        let word = format!("needle-{n}-on-the-screen");
+        agent.send(spool.frame(session, vec![shows(1, &format!("\r\n{word}"))])).await;
+        agent.acked(n).await;
+        // One question: whatever is acknowledged is found by whoever asks next.
+        let answer = reviewer.search(text(&word)).await.unwrap().into_inner();
+        assert_eq!((answer.hits.len(), answer.behind), (1, false), "{word}");
+    }
+    // Drawn by an editor and scrolled off its screen, which it leaves: all in one read, with the close in the same frame.
+    let editor = "\x1b[?1049h\x1b[Hneedle-in-an-editor\x1b[24;1H:wq\r\n\x1b[?1049l";
+    agent.send(spool.frame(session, vec![shows(1, editor), closed()])).await;
+    agent.acked(21).await;
+    for word in ["needle-in-an-editor", "needle-1-on-the-screen", "needle-20-on-the-screen"] {
+        let hits = reviewer.search(text(word)).await.unwrap().into_inner().hits;
+        assert_eq!(hits.iter().map(|hit| hit.kind()).collect::<Vec<_>>(), [SearchKind::Screen], "{word}");
+    }
+}
+
+#[tokio::test]
+async fn a_line_that_was_shown_again_and_again_is_one_hit() {
+    let collector = Collector::start();
+    let host = collector.enroll_host("web1");
+    let mut spool = Spool::new(1);
+    let mut agent = Agent::connect(&collector, &host, spool.stream, 0).await;
+    let mut reviewer = collector.reviewer().await;
+    for n in [1, 2] {
+        let again: String = (0..30).map(|other| format!("the same needle\r\nother {other}\r\n")).collect();
+        let events = vec![shows(1, &again), shows(2, "the same needle"), typed(1, "needle\rneedle\r")];
+        agent.send(spool.frame(Some(session_id(n)), events)).await;
+    }
+    agent.acked(2).await;
+    let answer = reviewer.search(text("needle")).await.unwrap().into_inner();
+    let mut found: Vec<_> = answer.hits.iter().map(|hit| (hit.session.clone(), hit.kind() as i32, hit.times)).collect();
+    found.sort();
+    let typed_twice = |n| vec![(session_text(n), SearchKind::Typed as i32, 1); 2];
+    let shown = |n| vec![(session_text(n), SearchKind::Screen as i32, 31)];
+    assert_eq!(found, [typed_twice(1), shown(1), typed_twice(2), shown(2)].concat());
+    for (limit, more) in [(6, false), (5, true)] {
+        let answer = reviewer.search(SearchRequest { limit, ..text("needle") }).await.unwrap().into_inner();
+        assert_eq!((answer.hits.len(), answer.more), (limit as usize, more));
+    }
+}
+
+#[tokio::test]
 async fn a_rebuilt_index_gives_identical_answers() {
     let mut collector = Collector::start();
     two_hosts(&collector).await;

@@ -53,10 +53,20 @@ described!(
 static POOL: LazyLock<Result<DescriptorPool, String>> =
     LazyLock::new(|| DescriptorPool::decode(v1::DESCRIPTORS).map_err(|e| e.to_string()));
 
+/// The kinds of events that there are.
+pub fn event_kinds() -> Result<Vec<String>> {
+    let event = pool()?.get_message_by_name("breakglass.v1.Event").context("no descriptor of events")?;
+    let kinds = event.oneofs().flat_map(|body| body.fields().map(|field| field.name().to_owned()).collect::<Vec<_>>());
+    Ok(kinds.collect())
+}
+
+fn pool() -> Result<&'static DescriptorPool> {
+    POOL.as_ref().map_err(|e| anyhow!("the protocol's descriptors are unreadable: {e}"))
+}
+
 /// Writes a message as one JSON object, without a line end.
 pub fn write<M: Described>(out: impl io::Write, message: &M) -> Result<()> {
-    let pool = POOL.as_ref().map_err(|e| anyhow!("the protocol's descriptors are unreadable: {e}"))?;
-    let descriptor = pool.get_message_by_name(M::NAME).with_context(|| format!("no descriptor of {}", M::NAME))?;
+    let descriptor = pool()?.get_message_by_name(M::NAME).with_context(|| format!("no descriptor of {}", M::NAME))?;
     let message = DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice())?;
     serde_json::to_writer(out, &Top { kind: M::TYPE, message: &message }).map_err(io::Error::from)?;
     Ok(())

@@ -17,6 +17,9 @@ pub mod time;
 /// Width assumed where standard output is no terminal and something must still be laid out, columns.
 const DEFAULT_WIDTH: usize = 80;
 
+/// Columns that folded text takes at least, however narrow the terminal.
+const FOLDED_MIN: usize = 20;
+
 /// When to colour.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Color {
@@ -123,6 +126,19 @@ impl Printer {
         self.out.write_all(b"\n")
     }
 
+    /// Prints text behind what is `indent` columns wide; on a terminal it is folded between words and goes on below itself. The text
+    /// must be harmless already, but for styles.
+    pub fn folded(&mut self, front: &str, indent: usize, text: &str) -> io::Result<()> {
+        let room = self.width().map_or(usize::MAX, |width| width.saturating_sub(indent).max(FOLDED_MIN));
+        let mut front = front;
+        let below = " ".repeat(indent);
+        for line in fold(text, room) {
+            self.line(&format!("{front}{line}"))?;
+            front = &below;
+        }
+        Ok(())
+    }
+
     /// Prints a message as one line of JSON.
     pub fn json<M: Described>(&mut self, message: &M) -> Result<()> {
         json::write(&mut self.out, message)?;
@@ -175,6 +191,37 @@ pub fn shorten(text: &str, width: usize) -> String {
         .collect();
     out.push('…');
     out
+}
+
+/// Folds text between words to lines of a display width; a longer word is not broken.
+fn fold(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    let mut used = 0;
+    for word in text.split(' ') {
+        let columns = styled_width(word);
+        match lines.last_mut() {
+            Some(line) if used == 0 || used + 1 + columns <= width => {
+                if used > 0 {
+                    line.push(' ');
+                    used += 1;
+                }
+                line.push_str(word);
+                used += columns;
+            }
+            _ => {
+                lines.push(word.to_owned());
+                used = columns;
+            }
+        }
+    }
+    lines
+}
+
+/// Columns of a text with styles in it.
+fn styled_width(text: &str) -> usize {
+    let mut pieces = text.split("\x1b[");
+    let plain = pieces.next().unwrap_or_default().width();
+    plain + pieces.map(|piece| piece.split_once('m').map_or(0, |(_, after)| after.width())).sum::<usize>()
 }
 
 /// Pads text with spaces on the right to a display width.
@@ -247,6 +294,15 @@ mod tests {
         assert_eq!(shorten("plainer", 5), "plai…");
         assert_eq!(shorten("漢字漢字", 5), "漢字…");
         assert_eq!(pad("漢字", 6), "漢字  ");
+    }
+
+    #[test]
+    fn folds_between_words() {
+        assert_eq!(fold("one two three", 7), ["one two", "three"]);
+        assert_eq!(fold("one  two", 80), ["one  two"]);
+        assert_eq!(fold("wwwwwwwwww a b", 4), ["wwwwwwwwww", "a b"]);
+        assert_eq!(fold("\x1b[31mone\x1b[0m two", 7), ["\x1b[31mone\x1b[0m two"]);
+        assert_eq!(fold("", 7), [""]);
     }
 
     #[test]

@@ -4,8 +4,11 @@ use anyhow::Result;
 use breakglass_api::v1;
 use clap::Args;
 
-use super::{Desk, NOTHING_FOUND};
-use crate::{config::Config, print::Options};
+use super::{Desk, NOTHING_FOUND, client::Error};
+use crate::{
+    config::Config,
+    print::{Options, json, safe},
+};
 
 /// Arguments of `events`.
 #[derive(Clone, Debug, Args)]
@@ -14,7 +17,7 @@ Prints one JSON object a line, with or without --json: every event as it was rec
 
 Examples:
   breakglass events 5f2c9a1e | jq -c 'select(.event.kind == \"exec\") | .event.exec.argv'
-  breakglass events 5f2c9a1e --follow | jq -c 'select(.event.kind == \"alert\")'")]
+  breakglass events 5f2c9a1e --follow --kind alert,gap")]
 pub struct EventsArgs {
     /// The session: its id, or an unambiguous end or beginning of it.
     session: String,
@@ -24,14 +27,28 @@ pub struct EventsArgs {
     /// Only events of frames after this one.
     #[arg(long, default_value_t = 0, value_name = "FRAME")]
     after: u64,
+    /// Only events of these kinds, as "kind" calls them; more than one may be given.
+    #[arg(long, value_delimiter = ',', value_name = "KIND")]
+    kind: Vec<String>,
 }
 
 /// Prints events.
 pub async fn run(args: &EventsArgs, config: &Config, options: &Options) -> Result<u8> {
+    let known = json::event_kinds()?;
+    if let Some(unknown) = args.kind.iter().find(|kind| !known.contains(kind)) {
+        let unknown = safe::text(unknown.as_bytes());
+        return Err(Error::Usage(format!("no event is of kind {unknown:?}; there are {}", known.join(", "))).into());
+    }
     let mut desk = Desk::open(config, options).await?;
     let session = desk.session(&args.session).await?;
     let follow = args.follow && session.closed_ns == 0;
-    let request = v1::EventsRequest { session: session.id, host: String::new(), after_frame: args.after, follow };
+    let request = v1::EventsRequest {
+        session: session.id,
+        host: String::new(),
+        after_frame: args.after,
+        follow,
+        kinds: args.kind.clone(),
+    };
     let Desk { client, printer } = &mut desk;
     let answer = client.query.events(request).await;
     let mut events = answer.map_err(|status| client.explain(&status))?.into_inner();

@@ -22,8 +22,11 @@ Examples:
   breakglass hosts --json | jq -r 'select(.connected | not) | .hostname'")]
 pub struct HostsArgs {}
 
+/// Terminals narrower than this, columns, are not shown ids: names are what hosts are asked for by.
+const WIDE: usize = 110;
+
 const COLUMNS: &[Column] = &[
-    Column { title: "HOST", layout: Layout::Whole },
+    Column { title: "HOST", layout: Layout::Flexible },
     Column { title: "CONNECTION", layout: Layout::Whole },
     Column { title: "TIER", layout: Layout::Whole },
     Column { title: "AGENT", layout: Layout::Whole },
@@ -44,8 +47,11 @@ pub async fn run(_args: &HostsArgs, config: &Config, options: &Options) -> Resul
         note("No host has reported yet. Enrol one with `breakglass-collector enroll host`.");
     } else {
         let now = time::now_ns();
-        let mut table = Table::new(printer, COLUMNS);
-        hosts.iter().for_each(|host| table.row(row(host, now)));
+        // The id is last: narrow terminals do without.
+        let narrow = printer.width().is_some_and(|width| width < WIDE);
+        let columns = COLUMNS.len() - usize::from(narrow);
+        let mut table = Table::new(printer, COLUMNS.iter().take(columns));
+        hosts.iter().for_each(|host| table.row(row(host, now).into_iter().take(columns)));
         table.print(printer)?;
     }
     printer.flush()?;

@@ -11,7 +11,7 @@ use super::{Desk, NOTHING_FOUND, client::Error};
 use crate::{
     config::Config,
     print::{
-        Options, Printer, Style, note, pad, safe, short_id, shorten,
+        Options, Printer, Style, count, note, pad, safe, short_id, shorten,
         time::{self, Zone},
     },
 };
@@ -73,6 +73,8 @@ pub enum Place {
     File,
     /// Addresses that were connected to or bound.
     Net,
+    /// Command lines of programs outside the session, while it was open.
+    Witness,
 }
 
 impl From<Place> for v1::SearchKind {
@@ -83,6 +85,7 @@ impl From<Place> for v1::SearchKind {
             Place::Screen => Self::Screen,
             Place::File => Self::File,
             Place::Net => Self::Net,
+            Place::Witness => Self::Witness,
         }
     }
 }
@@ -111,6 +114,9 @@ pub async fn run(args: &SearchArgs, config: &Config, options: &Options) -> Resul
     printer.flush()?;
     if answer.more {
         note(&format!("More matched than the {} shown: narrow the search, or raise --limit.", answer.hits.len()));
+    }
+    if answer.behind {
+        note("The collector is behind: what came in last cannot be found yet. Ask again in a moment.");
     }
     if answer.hits.is_empty() {
         note(&format!("Nothing found for {:?}.", safe::text(args.text.as_bytes())));
@@ -163,9 +169,11 @@ fn print_group(printer: &mut Printer, hits: &[&v1::SearchHit], text: &str) -> Re
         let place = match hit.kind() {
             v1::SearchKind::Command => format!("command {}", hit.command_number),
             v1::SearchKind::Typed => "typed".to_owned(),
+            v1::SearchKind::Screen if hit.times > 1 => format!("screen ×{}", count(hit.times.into())),
             v1::SearchKind::Screen => "screen".to_owned(),
             v1::SearchKind::File => "file".to_owned(),
             v1::SearchKind::Net => "net".to_owned(),
+            v1::SearchKind::Witness => "outside".to_owned(),
             v1::SearchKind::Unspecified => "other".to_owned(),
         };
         let front = format!("  {}  {}  ", printer.zone().clock(hit.wall_ns), pad(&place, 15));

@@ -18,12 +18,12 @@ use crate::{
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
 A session is named by its whole id, or by any end or beginning of it that is unambiguous, of six characters or more: the \
-first column is the end.
+first column is the end. DOORS counts what it left behind that may let somebody in, or run something, later.
 
 Examples:
   breakglass sessions --open
   breakglass sessions --host web1 --operator alice@example.org
-  breakglass sessions --json | jq -r 'select(.gaps > 0) | .id'")]
+  breakglass sessions --json | jq -r 'select(.gaps > 0 or .doors > 0) | .id'")]
 pub struct SessionsArgs {
     /// Only sessions on this host, by name or id.
     #[arg(long)]
@@ -45,22 +45,38 @@ pub struct SessionsArgs {
 /// Terminals narrower than this, columns, are shown what fits: who, where, when, and whether there is something to look at.
 const WIDE: usize = 110;
 
-/// A column, whether narrow terminals have it, and what it says of a session.
-type Field = (Column, bool, fn(&v1::Session, &Printer, i64) -> (String, Option<Style>));
+/// Where a column is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shown {
+    Always,
+    /// On wide terminals and into pipes.
+    Wide,
+    /// On narrow terminals.
+    Narrow,
+}
 
-const FIELDS: [Field; 10] = [
-    (Column { title: "SESSION", layout: Layout::Whole }, true, |s, _, _| (short_id(&s.id), Some(Style::Bold))),
-    (Column { title: "HOST", layout: Layout::Whole }, true, |s, _, _| (safe::text(s.hostname.as_bytes()), None)),
-    (Column { title: "OPERATOR", layout: Layout::Flexible }, true, |s, _, _| {
+/// A column, where it is shown, and what it says of a session.
+type Field = (Column, Shown, fn(&v1::Session, &Printer, i64) -> (String, Option<Style>));
+
+const FIELDS: [Field; 12] = [
+    (Column { title: "SESSION", layout: Layout::Whole }, Shown::Always, |s, _, _| (short_id(&s.id), Some(Style::Bold))),
+    (Column { title: "HOST", layout: Layout::Flexible }, Shown::Always, |s, _, _| {
+        (safe::text(s.hostname.as_bytes()), None)
+    }),
+    (Column { title: "OPERATOR", layout: Layout::Flexible }, Shown::Always, |s, _, _| {
         (told(s, |opened| &opened.operator), None)
     }),
-    (Column { title: "OPENED", layout: Layout::Whole }, true, opened_at),
-    (Column { title: "LASTED", layout: Layout::Number }, true, lasted),
-    (Column { title: "CMDS", layout: Layout::Number }, false, |s, _, _| (count(s.commands), None)),
-    (Column { title: "CLOSED BY", layout: Layout::Whole }, false, ended_by),
-    (Column { title: "ALERTS", layout: Layout::Number }, true, |s, _, _| notable(s.alerts)),
-    (Column { title: "GAPS", layout: Layout::Number }, true, |s, _, _| notable(s.gaps)),
-    (Column { title: "REASON", layout: Layout::Flexible }, true, |s, _, _| (told(s, |opened| &opened.reason), None)),
+    (Column { title: "OPENED", layout: Layout::Whole }, Shown::Always, opened_at),
+    (Column { title: "LASTED", layout: Layout::Number }, Shown::Always, lasted),
+    (Column { title: "CMDS", layout: Layout::Number }, Shown::Wide, |s, _, _| (count(s.commands), None)),
+    (Column { title: "CLOSED BY", layout: Layout::Whole }, Shown::Wide, ended_by),
+    (Column { title: "ALERTS", layout: Layout::Number }, Shown::Wide, |s, _, _| notable(s.alerts)),
+    (Column { title: "GAPS", layout: Layout::Number }, Shown::Wide, |s, _, _| notable(s.gaps)),
+    (Column { title: "DOORS", layout: Layout::Number }, Shown::Wide, |s, _, _| notable(s.doors)),
+    (Column { title: "LOOK AT", layout: Layout::Whole }, Shown::Narrow, look_at),
+    (Column { title: "REASON", layout: Layout::Flexible }, Shown::Always, |s, _, _| {
+        (told(s, |opened| &opened.reason), None)
+    }),
 ];
 
 /// Lists sessions.
@@ -87,7 +103,8 @@ pub async fn run(args: &SessionsArgs, config: &Config, options: &Options) -> Res
     } else {
         let now = time::now_ns();
         let narrow = printer.width().is_some_and(|width| width < WIDE);
-        let fields: Vec<&Field> = FIELDS.iter().filter(|(_, always, _)| *always || !narrow).collect();
+        let hidden = if narrow { Shown::Wide } else { Shown::Narrow };
+        let fields: Vec<&Field> = FIELDS.iter().filter(|(_, shown, _)| *shown != hidden).collect();
         let mut table = Table::new(printer, fields.iter().map(|(column, _, _)| column));
         for session in &sessions {
             table.row(fields.iter().map(|(_, _, cell)| cell(session, printer, now)));
@@ -131,6 +148,16 @@ fn ended_by(session: &v1::Session, _: &Printer, _: i64) -> (String, Option<Style
 
 fn notable(n: u64) -> (String, Option<Style>) {
     if n == 0 { ("-".to_owned(), Some(Style::Dim)) } else { (count(n), Some(Style::Bad)) }
+}
+
+/// What there is to look at, in words, where there is no room for counts.
+fn look_at(session: &v1::Session, _: &Printer, _: i64) -> (String, Option<Style>) {
+    let counts = [(session.alerts, "alert"), (session.gaps, "gap"), (session.doors, "door")];
+    let words: Vec<&str> = counts.iter().filter(|(count, _)| *count > 0).map(|(_, word)| *word).collect();
+    match words.is_empty() {
+        true => ("-".to_owned(), Some(Style::Dim)),
+        false => (words.join(" "), Some(Style::Bad)),
+    }
 }
 
 /// What ended a session, in a word or two.

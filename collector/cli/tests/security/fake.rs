@@ -182,8 +182,10 @@ impl Query for Service {
         self.stream(self.0.replay.iter().filter(|item| wanted(item)).cloned().collect())
     }
 
-    async fn events(&self, _: Request<v1::EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
-        self.stream(self.0.events.clone())
+    async fn events(&self, request: Request<v1::EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
+        let kinds = request.into_inner().kinds;
+        let wanted = |event: &&v1::RecordedEvent| kinds.is_empty() || kinds.iter().any(|kind| *kind == kind_of(event));
+        self.stream(self.0.events.iter().filter(wanted).cloned().collect())
     }
 
     async fn export_evidence(
@@ -203,6 +205,19 @@ impl Query for Service {
         let matching = |hit: &&v1::SearchHit| {
             hit.text.to_lowercase().contains(&text) && (request.kinds.is_empty() || request.kinds.contains(&hit.kind))
         };
-        self.answer(v1::SearchResponse { hits: self.0.hits.iter().filter(matching).cloned().collect(), more: false })
+        let hits = self.0.hits.iter().filter(matching).cloned().collect();
+        self.answer(v1::SearchResponse { hits, ..v1::SearchResponse::default() })
+    }
+}
+
+/// What the protocol calls an event, of those that there are here.
+fn kind_of(event: &v1::RecordedEvent) -> &'static str {
+    use v1::event::Body;
+    match event.event.as_ref().and_then(|event| event.body.as_ref()) {
+        Some(Body::Exec(_)) => "exec",
+        Some(Body::Alert(_)) => "alert",
+        Some(Body::Gap(_)) => "gap",
+        Some(Body::SessionClosed(_)) => "session_closed",
+        other => panic!("an event of a kind that no test has: {other:?}"),
     }
 }

@@ -6,4 +6,5 @@ mod refusals;
 mod replay;
 mod run;
 mod sample;
+mod show;
 mod terminal;

@@ -157,6 +157,10 @@ fn events_are_json_whatever_was_asked_for() {
     assert_eq!(kinds, ["exec", "alert", "gap", "session_closed"]);
     assert_eq!(events[0]["event"]["exec"]["argv"][0]["base64"], "/w==");
     assert_eq!(printed(&fake, &["events", OPEN_ID, "--follow"]).lines().count(), 4);
+    assert_eq!(printed(&fake, &["events", ID, "--kind", "alert,gap"]).lines().count(), 2);
+    let refused = run(&fake, &["events", ID, "--kind", "alarm"]);
+    let message = String::from_utf8(refused.stderr).unwrap();
+    assert!(refused.status.code() == Some(2) && message.contains("session_closed"), "{message}");
     let fake = Fake::start(Answers { events: Vec::new(), ..sample::answers() });
     assert_eq!(run(&fake, &["events", ID]).status.code(), Some(4));
 }
@@ -169,6 +173,7 @@ fn search_groups_and_marks() {
     assert!(text.starts_with("5f2c9a1e  web1  alice@example.org  2026-11-22 12:01:01 UTC\n"), "{text}");
     assert!(text.contains("\n  12:01:01  command 6        psql -c 'DROP TABLE customers_old;'\n"), "{text}");
     assert!(text.contains("\n\nb0a7d211  web1"), "{text}");
+    assert!(text.contains("\n  12:01:04  screen ×31       DROP TABLE\n"), "{text}");
     assert!(text.contains("typed            drop table\\x1b[A users;"), "{text}");
     assert!(text.ends_with(&format!("{}\n", "x".repeat(100))), "whole into a pipe");
     let marked = printed(&fake, &["--color=always", "search", "drop table", "--kind", "command"]);

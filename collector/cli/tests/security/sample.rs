@@ -40,6 +40,7 @@ fn hosts() -> Vec<Host> {
         frames: 1_204,
         events: 1_234_567,
         open_session: open.to_owned(),
+        ..Host::default()
     };
     vec![host("web1", true, OPEN_ID), host("db-primary", true, ""), host("batch-7", false, "")]
 }
@@ -93,6 +94,7 @@ pub fn session() -> Session {
         ],
         deadline_ns: NOON + 1800 * SECOND,
         execs: 9,
+        ..Session::default()
     }
 }
 
@@ -250,6 +252,7 @@ fn hits() -> Vec<SearchHit> {
         text: text.to_owned(),
         command_number: number,
         terminal: 11,
+        times: if at == 64 { 31 } else { 1 },
     };
     let long = format!("{} drop table audit; {}", "-- ".repeat(60), "x".repeat(100));
     vec![

@@ -3,12 +3,13 @@
 use std::{
     fs::File,
     io::Read,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     process::{Child, Command, ExitStatus},
     time::{Duration, Instant},
 };
 
 use nix::{
+    poll::{PollFd, PollFlags, poll},
     pty::{Winsize, openpty},
     sys::termios::{LocalFlags, tcgetattr},
 };
@@ -44,6 +45,30 @@ impl OnTerminal {
             let n = self.master.read(&mut bytes).unwrap();
             self.shown.extend_from_slice(&bytes[..n]);
         }
+    }
+
+    /// Reads until it has ended and everything that it showed is there.
+    pub fn until_the_end(&mut self) {
+        let start = Instant::now();
+        loop {
+            // Asked first: what it showed was shown before it ended.
+            let ended = self.child.try_wait().unwrap().is_some();
+            while self.is_readable() {
+                let mut bytes = [0; 4096];
+                let n = self.master.read(&mut bytes).unwrap();
+                self.shown.extend_from_slice(&bytes[..n]);
+            }
+            if ended {
+                return;
+            }
+            assert!(start.elapsed() < PATIENCE, "still running");
+        }
+    }
+
+    /// Whether there is something to read, or comes within a few milliseconds.
+    fn is_readable(&self) -> bool {
+        let mut fds = [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, 5u8).unwrap() > 0
     }
 
     /// Whether it has the settings of a terminal that nobody changed.

@@ -12,6 +12,10 @@ use crate::print::{Style, errno, quote, signal};
 /// Permission bits that make a program run as somebody else.
 const SETUID_SETGID: u32 = 0o6000;
 
+/// Kinds of events that are actions, as the collector names them.
+pub(super) const KINDS: [&str; 5] =
+    ["file_action", "socket_action", "credentials_changed", "namespaces_changed", "system_action"];
+
 /// An action in words, harmless; `None` for what is no action.
 pub(super) fn describe(body: &Body) -> Option<(Style, String)> {
     Some(match body {

@@ -38,13 +38,14 @@ pub(super) fn print(printer: &mut Printer, session: &v1::Session) -> Result<()> 
         ("ended", session.closed.as_ref().map(|closed| ending(printer, closed)).unwrap_or_default()),
         ("tier", text(&opened.tier)),
         ("recorded", recorded(session)),
+        ("witnessed", witnessed(session)),
         ("terminals", terminals(session)),
         ("integrity", integrity(printer, session)),
         ("alerts", alerts(printer, session)),
     ];
     for (name, value) in lines.into_iter().filter(|(_, value)| !value.trim().is_empty()) {
         let name = printer.paint(Style::Dim, &pad(name, NAMES));
-        printer.line(&format!("  {name}{value}"))?;
+        printer.folded(&format!("  {name}"), NAMES + 2, &value)?;
     }
     Ok(())
 }
@@ -112,6 +113,13 @@ fn recorded(session: &v1::Session) -> String {
         parts.push(counted(session.actions, "action"));
     }
     parts.join(", ")
+}
+
+fn witnessed(session: &v1::Session) -> String {
+    match session.witnessed {
+        0 => String::new(),
+        n => format!("{} outside the session", counted(n, "program")),
+    }
 }
 
 /// The terminals of a session, with the numbers that `replay --terminal` takes.

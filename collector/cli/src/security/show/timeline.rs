@@ -26,25 +26,14 @@ const LINES_MAX: usize = 4;
 /// many without any ending goes past it, and then some ends are not told.
 const RUNNING_MAX: usize = 100_000;
 
-/// Whether an event belongs among the commands; with `all`, what tasks did otherwise too.
-pub(super) fn is_notice(event: &v1::RecordedEvent, all: bool) -> bool {
-    let body = event.event.as_ref().and_then(|event| event.body.as_ref());
-    if all && body.is_some_and(|body| actions::describe(body).is_some()) {
-        return true;
-    }
-    matches!(
-        body,
-        Some(
-            Body::Alert(_)
-                | Body::Gap(_)
-                | Body::SessionResumed(_)
-                | Body::SessionExtended(_)
-                | Body::Login(_)
-                | Body::ClockStep(_)
-                | Body::ProofRefused(_)
-                | Body::SessionClosed(_)
-        )
-    )
+/// Kinds of events that belong among the commands. A kind more needs its words in [`describe`].
+pub(super) const NOTICES: [&str; 8] =
+    ["alert", "gap", "session_resumed", "session_extended", "login", "clock_step", "proof_refused", "session_closed"];
+
+/// Whether an event tells of a program that others started while the session was open.
+pub(super) fn is_witness(event: &v1::Event) -> bool {
+    let ring = event.origin.as_ref().map(v1::KernelRef::ring);
+    ring == Some(v1::Ring::Witness) && matches!(event.body, Some(Body::Exec(_)))
 }
 
 /// Prints commands and notices in the order in which it is given them.
@@ -55,10 +44,22 @@ pub(super) struct Timeline {
     follow: bool,
     open: bool,
     date: String,
+    /// When what was printed last happened.
+    latest_ns: i64,
     directory: Option<Vec<u8>>,
     titled: bool,
     hidden: u64,
     running: HashSet<u64>,
+}
+
+/// The fields in front of a command line.
+struct Fields<'a> {
+    number: &'a str,
+    wall_ns: i64,
+    uid: Option<u32>,
+    /// Painted and padded, or short and plain.
+    result: &'a str,
+    took: &'a str,
 }
 
 impl Timeline {
@@ -71,16 +72,12 @@ impl Timeline {
             follow,
             open: session.closed_ns == 0,
             date: String::new(),
+            latest_ns: 0,
             directory: None,
             titled: false,
             hidden: 0,
             running: HashSet::new(),
         }
-    }
-
-    /// Whether everything is to be shown.
-    pub(super) fn all(&self) -> bool {
-        self.all
     }
 
     /// Prints a command; while following also its end, when it comes up again with one.
@@ -95,30 +92,47 @@ impl Timeline {
         if self.running.remove(&command.number) {
             return self.ended(printer, command);
         }
-        if self.follow && command.exit.is_none() && command.failed.is_none() && self.running.len() < RUNNING_MAX {
+        let over = command.exit.is_some() || command.failed.is_some() || command.replaced_by != 0;
+        if self.follow && !over && self.running.len() < RUNNING_MAX {
             self.running.insert(command.number);
         }
         self.title(printer, command.wall_ns)?;
         match (&command.exec, &command.failed) {
             (_, Some(failed)) => self.failed(printer, command, failed),
             (Some(exec), None) => self.started(printer, command, exec),
-            (None, None) => self.row(printer, command, "-", "", "(nothing is known of this one)"),
+            (None, None) => self.command_row(printer, command, "-", "", "(nothing is known of this one)"),
         }
     }
 
-    /// Prints an alert, a gap or the like; nothing for any other event.
+    /// Prints an alert, a gap or the like, or a program outside the session; nothing for any other event.
     pub(super) fn notice(&mut self, printer: &mut Printer, event: &v1::RecordedEvent) -> Result<()> {
-        if printer.is_json() {
-            return if is_notice(event, self.all) { printer.json(event) } else { Ok(()) };
-        }
-        let body = event.event.as_ref().and_then(|event| event.body.as_ref());
+        let Some(recorded) = &event.event else { return Ok(()) };
+        let body = recorded.body.as_ref();
         let action = body.filter(|_| self.all).and_then(actions::describe);
-        let Some((style, text)) = action.or_else(|| describe(printer, body?)) else { return Ok(()) };
+        let described = action.or_else(|| describe(printer, body?));
+        let witness = is_witness(recorded);
+        if printer.is_json() {
+            return if witness || described.is_some() { printer.json(event) } else { Ok(()) };
+        }
+        if let (true, Some(Body::Exec(exec))) = (witness, &recorded.body) {
+            return self.witnessed(printer, event.wall_ns, exec);
+        }
+        let Some((style, text)) = described else { return Ok(()) };
         self.title(printer, event.wall_ns)?;
         let clock = printer.zone().clock(event.wall_ns);
         let mark = printer.paint(style, if style == Style::Bad { "!" } else { "-" });
         let text = printer.paint(style, &text);
-        Ok(printer.line(&format!("{}{mark}  {clock}  {text}", " ".repeat(NUMBER - 1)))?)
+        let front = format!("{}{mark}  {clock}  ", " ".repeat(NUMBER - 1));
+        Ok(printer.folded(&front, NUMBER + CLOCK + 4, &text)?)
+    }
+
+    /// Prints a program outside the session.
+    fn witnessed(&mut self, printer: &mut Printer, wall_ns: i64, exec: &v1::Exec) -> Result<()> {
+        self.title(printer, wall_ns)?;
+        let line = self.command_line(printer, exec);
+        let uid = exec.credentials.as_ref().map(|credentials| credentials.euid);
+        let result = printer.paint(Style::Dim, &pad("outside", RESULT));
+        self.row(printer, &Fields { number: "~", wall_ns, uid, result: &result, took: "" }, &line)
     }
 
     /// Says what was left out.
@@ -143,6 +157,7 @@ impl Timeline {
             printer.line(&printer.paint(Style::Dim, &titles))?;
             self.date = printer.zone().date(wall_ns);
         }
+        self.latest_ns = wall_ns;
         let date = printer.zone().date(wall_ns);
         if date != self.date {
             let line = format!("{}  {date}", " ".repeat(NUMBER));
@@ -154,13 +169,16 @@ impl Timeline {
 
     fn started(&mut self, printer: &mut Printer, command: &v1::Command, exec: &v1::Exec) -> Result<()> {
         if self.directory.as_ref() != Some(&exec.cwd) {
-            let line = format!("{}in {}", " ".repeat(INDENT), safe::text(&exec.cwd));
+            let place = format!("in {}", safe::text(&exec.cwd));
+            // Above the command lines; further left where it would not fit there.
+            let room = printer.width().map_or(INDENT, |width| width.saturating_sub(place.width()));
+            let line = format!("{}{place}", " ".repeat(INDENT.min(room)));
             printer.line(&printer.paint(Style::Dim, &line))?;
             self.directory = Some(exec.cwd.clone());
         }
         let (result, took) = self.result(printer, command);
         let line = self.command_line(printer, exec);
-        self.row(printer, command, &result, &took, &line)
+        self.command_row(printer, command, &result, &took, &line)
     }
 
     fn failed(&self, printer: &mut Printer, command: &v1::Command, failed: &v1::ExecFailed) -> Result<()> {
@@ -168,27 +186,43 @@ impl Timeline {
         let line = format!("{}: {}{times}", quote::line(&[&failed.filename]), errno(failed.errno));
         let line = printer.paint(Style::Dim, &line);
         let result = printer.paint(Style::Warn, &pad("not run", RESULT));
-        self.row(printer, command, &result, "", &line)
+        self.command_row(printer, command, &result, "", &line)
     }
 
-    /// While following: a line for the end of a command that was printed as it started.
+    /// While following: a line for the end of a command that was printed as it started, or for what its process became.
     fn ended(&mut self, printer: &mut Printer, command: &v1::Command) -> Result<()> {
         let (result, took) = self.result(printer, command);
         let name = command.exec.as_ref().and_then(|exec| exec.argv.first()).map(|name| safe::text(name));
-        let name = printer.paint(Style::Dim, &format!("ended: {}", shorten(&name.unwrap_or_default(), 40)));
-        let at = v1::Command { wall_ns: command.exit_wall_ns, ..command.clone() };
-        self.title(printer, at.wall_ns)?;
-        self.row(printer, &at, &result, &took, &name)
+        let what = if command.exit.is_some() { "ended" } else { "became another" };
+        let name = printer.paint(Style::Dim, &format!("{what}: {}", shorten(&name.unwrap_or_default(), 40)));
+        // When a process became another is told by the other one's start, which was printed just before.
+        let wall_ns = if command.exit.is_some() { command.exit_wall_ns } else { self.latest_ns };
+        self.title(printer, wall_ns)?;
+        let at = v1::Command { wall_ns, ..command.clone() };
+        self.command_row(printer, &at, &result, &took, &name)
     }
 
-    fn row(&self, printer: &mut Printer, command: &v1::Command, result: &str, took: &str, line: &str) -> Result<()> {
-        let number = printer.paint(Style::Dim, &format!("{:>NUMBER$}", command.number));
-        let clock = printer.zone().clock(command.wall_ns);
+    fn command_row(
+        &self,
+        printer: &mut Printer,
+        command: &v1::Command,
+        result: &str,
+        took: &str,
+        line: &str,
+    ) -> Result<()> {
         let uid = match (&command.exec, &command.failed) {
             (Some(exec), _) => exec.credentials.as_ref().map(|credentials| credentials.euid),
             (None, Some(failed)) => Some(failed.uid),
             (None, None) => None,
         };
+        let number = command.number.to_string();
+        self.row(printer, &Fields { number: &number, wall_ns: command.wall_ns, uid, result, took }, line)
+    }
+
+    fn row(&self, printer: &mut Printer, fields: &Fields<'_>, line: &str) -> Result<()> {
+        let Fields { number, wall_ns, uid, result, took } = *fields;
+        let number = printer.paint(Style::Dim, &format!("{number:>NUMBER$}"));
+        let clock = printer.zone().clock(wall_ns);
         let user = pad(&self.user(uid), USER);
         let user = if uid == Some(0) { printer.paint(Style::Warn, &user) } else { user };
         Ok(printer.line(&format!("{number}  {clock}  {user}  {}  {took:>TOOK$}  {line}", pad(result, RESULT)))?)
@@ -207,6 +241,10 @@ impl Timeline {
     /// How a command ended, padded and painted, and how long it took.
     fn result(&self, printer: &Printer, command: &v1::Command) -> (String, String) {
         let Some(exit) = &command.exit else {
+            if command.replaced_by != 0 {
+                let text = pad(&format!("→ {}", command.replaced_by), RESULT);
+                return (printer.paint(Style::Dim, &text), String::new());
+            }
             let text = if self.open { printer.paint(Style::Warn, &pad("runs", RESULT)) } else { pad("?", RESULT) };
             return (text, String::new());
         };

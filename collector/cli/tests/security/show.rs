@@ -1,0 +1,175 @@
+//! What `show` says beyond commands: successors, what was left behind, others' programs; and in which order.
+
+use breakglass_api::v1::{
+    Alert, Event, Exec, KernelRef, LeftBehind, RecordedEvent, Ring, Session,
+    event::Body,
+    left_behind::{Change, Severity},
+};
+use serde_json::Value;
+
+use crate::{
+    fake::{Answers, Fake},
+    run::{breakglass, printed},
+    sample::{self, ID, NOON, OPEN_ID, SECOND},
+    terminal::OnTerminal,
+};
+
+fn json_lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn change(severity: Severity, text: &str) -> Change {
+    Change { severity: severity.into(), text: text.to_owned(), ..Change::default() }
+}
+
+/// The sample's session, compared.
+fn compared(left: LeftBehind) -> Answers {
+    let doors = left.changes.iter().filter(|change| change.severity() == Severity::OpensDoor).count() as u64;
+    let changes = left.changes.len() as u64;
+    let session = Session { compared: true, doors, changes, left_behind: Some(left), ..sample::session() };
+    Answers { sessions: vec![session], ..sample::answers() }
+}
+
+#[test]
+fn a_process_that_became_another_has_no_unknown_end() {
+    let mut replaced = sample::command(1, 1, "/", 990, "/usr/bin/nohup", &[b"nohup", b"sleep", b"9"]);
+    replaced.replaced_by = 2;
+    let commands = vec![replaced.clone(), sample::command(2, 1, "/", 990, "/usr/bin/sleep", &[b"sleep", b"9"])];
+    let fake = Fake::start(Answers { commands: commands.clone(), ..sample::answers() });
+    let text = printed(&fake, &["show", ID]);
+    assert!(text.contains("    1  12:00:01  breakglass  → 2               nohup sleep 9\n"), "{text}");
+    assert!(text.contains("    2  12:00:01  breakglass  ?                 sleep 9\n"), "{text}");
+    let commands_told = json_lines(&printed(&fake, &["show", ID, "--json"]));
+    let command = commands_told.iter().find(|line| line["type"] == "command").unwrap();
+    assert_eq!(command["replaced_by"], 2);
+
+    // Followed, it runs first and then gives way; nothing is printed twice.
+    let mut running = replaced.clone();
+    running.replaced_by = 0;
+    let commands = vec![running, commands[1].clone(), replaced];
+    let fake = Fake::start(Answers { commands, ..sample::answers() });
+    let text = printed(&fake, &["show", OPEN_ID, "--follow"]);
+    assert_eq!(text.matches("runs              nohup sleep 9").count(), 1, "{text}");
+    assert_eq!(text.matches("→ 2               became another: nohup").count(), 1, "{text}");
+    assert_eq!(text.matches("nohup").count(), 2, "{text}");
+}
+
+#[test]
+fn what_was_left_behind_stands_below_the_commands_doors_first() {
+    let mut changes = vec![change(Severity::Notable, "listening socket tcp 0.0.0.0:8080 appeared\x1b[2J")];
+    changes.extend((0..12).map(|n| change(Severity::Notable, &format!("notable thing {n}"))));
+    changes.push(change(
+        Severity::OpensDoor,
+        "authorized key SHA256:x ssh-ed25519 in /root/.ssh/authorized_keys was added",
+    ));
+    let left = LeftBehind { changes, complete: true, not_covered: vec!["never compared: the moon".into()], took_us: 1 };
+    let fake = Fake::start(compared(left));
+    let text = printed(&fake, &["show", ID]);
+    let below = &text[text.find("\n  left behind").unwrap()..];
+    let wanted = [
+        "  left behind  1 change that may open a door\n    ! authorized key SHA256:x",
+        "    - listening socket tcp 0.0.0.0:8080 appeared\\x1b[2J\n",
+        "    - notable thing 8\n      --all shows 3 more that open no door, and what is never compared\n",
+    ];
+    assert!(wanted.iter().all(|part| below.contains(part)), "{below}");
+    assert!(text.find("psql -c").unwrap() < text.find("left behind").unwrap());
+    let all = printed(&fake, &["show", ID, "--all"]);
+    assert!(all.contains("    - notable thing 11\n    ? not covered: never compared: the moon\n"), "{all}");
+    let session = &json_lines(&printed(&fake, &["show", ID, "--json"]))[0];
+    assert_eq!(
+        (&session["doors"], &session["left_behind"]["changes"][13]["severity"]),
+        (&1.into(), &"opens_door".into())
+    );
+    let table = printed(&fake, &["sessions"]);
+    assert!(table.lines().next().unwrap().contains("DOORS") && table.contains("     1    12      1  "), "{table}");
+}
+
+#[test]
+fn a_host_that_is_as_it_was_is_said_to_be() {
+    let clean = LeftBehind { complete: true, ..LeftBehind::default() };
+    let text = printed(&Fake::start(compared(clean.clone())), &["show", ID]);
+    assert!(text.ends_with("\n\n  left behind  nothing that opens a door\n"), "{text}");
+    let cut = LeftBehind { complete: false, not_covered: vec!["after the session: /home".into()], ..clean };
+    let text = printed(&Fake::start(compared(cut)), &["show", ID]);
+    let wanted = "nothing that opens a door, as far as was compared\n      --all shows what could not be compared\n";
+    assert!(text.ends_with(wanted), "{text}");
+    let text = printed(&Fake::start(sample::answers()), &["show", ID]);
+    assert!(text.ends_with("  left behind  not known: no comparison of the host is recorded\n"), "{text}");
+    assert!(!printed(&Fake::start(sample::answers()), &["show", OPEN_ID]).contains("left behind"));
+}
+
+fn recorded(at: i64, body: Body, ring: Ring) -> RecordedEvent {
+    let origin = Some(KernelRef { ring: ring.into(), ..KernelRef::default() });
+    let event = Event { origin, body: Some(body), ..Event::default() };
+    RecordedEvent {
+        session: ID.to_owned(),
+        wall_ns: NOON + at * SECOND,
+        event: Some(event),
+        ..RecordedEvent::default()
+    }
+}
+
+/// Two alerts, a program outside the session, and one of it.
+fn mixed() -> Answers {
+    let exec = |name: &[u8]| Body::Exec(Exec { exe: name.to_vec(), argv: vec![name.to_vec()], ..Exec::default() });
+    let alert = |code: &str| Body::Alert(Alert { code: code.to_owned(), ..Alert::default() });
+    let events = vec![
+        recorded(20, alert("second-alert"), Ring::Audit),
+        recorded(10, alert("first-alert"), Ring::Audit),
+        recorded(15, exec(b"/usr/sbin/cron"), Ring::Witness),
+        recorded(15, exec(b"/usr/bin/own"), Ring::Audit),
+    ];
+    let session = Session { witnessed: 1, ..sample::session() };
+    let open = Session { witnessed: 1, ..sample::open_session() };
+    Answers { events, sessions: vec![session, open], ..sample::answers() }
+}
+
+#[test]
+fn programs_outside_the_session_are_counted_and_listed_when_asked_for() {
+    let fake = Fake::start(mixed());
+    let text = printed(&fake, &["show", ID]);
+    assert!(text.contains("  witnessed  1 program outside the session\n") && !text.contains("cron"), "{text}");
+    let text = printed(&fake, &["show", ID, "--witness"]);
+    assert!(text.contains("    ~  12:00:15  ?           outside           /usr/sbin/cron\n"), "{text}");
+    assert!(!text.contains("/usr/bin/own"), "{text}");
+    let lines = json_lines(&printed(&fake, &["show", ID, "--witness", "--json"]));
+    let execs: Vec<_> = lines.iter().filter(|line| line["event"]["kind"] == "exec").collect();
+    assert_eq!((execs.len(), &execs[0]["event"]["origin"]["ring"]), (1, &"witness".into()));
+}
+
+#[test]
+fn history_comes_in_order_of_time_also_when_following() {
+    let fake = Fake::start(mixed());
+    for args in [&["show", ID, "--witness"][..], &["show", OPEN_ID, "--follow", "--witness"]] {
+        let text = printed(&fake, args);
+        let places = ["journalctl -u", "first-alert", "/usr/sbin/cron", "second-alert", "sudo -i"].map(|part| {
+            assert_eq!(text.matches(part).count(), 1, "{part} in {text}");
+            text.find(part).unwrap()
+        });
+        assert!(places.is_sorted(), "{args:?}: {text}");
+    }
+}
+
+#[test]
+fn nothing_wraps_on_narrow_or_wide_terminals() {
+    let changes = vec![change(Severity::OpensDoor, &"a long sentence about a door ".repeat(8))];
+    let mut answers = compared(LeftBehind { changes, complete: true, ..LeftBehind::default() });
+    answers.sessions.push(Session { hostname: "database-primary-01".to_owned(), ..sample::open_session() });
+    answers.hosts[0].hostname = "database-primary-01".to_owned();
+    let fake = Fake::start(answers);
+    for columns in [80, 140] {
+        for args in [&["sessions"][..], &["hosts"], &["search", "drop table"], &["show", ID]] {
+            let mut terminal =
+                OnTerminal::start(breakglass(&fake, "config.toml").env("NO_COLOR", "1").args(args), columns);
+            terminal.until_the_end();
+            let text = String::from_utf8(terminal.shown.clone()).unwrap();
+            // A command line of a session may take more than one.
+            let header = text.lines().take_while(|line| !line.contains("COMMAND"));
+            let footer = text.lines().skip_while(|line| !line.contains("left behind"));
+            let mut lines =
+                if args[0] == "show" { header.chain(footer).collect() } else { Vec::from_iter(text.lines()) };
+            lines.retain(|line| unicode_width::UnicodeWidthStr::width(line.trim_end()) > columns.into());
+            assert_eq!(lines, Vec::<&str>::new(), "{args:?} at {columns}");
+        }
+    }
+}
