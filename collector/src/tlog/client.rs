@@ -62,7 +62,9 @@ pub enum WitnessError {
         log: u64,
     },
     /// It knows less than it has cosigned.
-    #[error("has forgotten that it cosigned {known} leaves and names {named}: it was rolled back and proves nothing any more")]
+    #[error(
+        "has forgotten that it cosigned {known} leaves and names {named}: it was rolled back and proves nothing any more"
+    )]
     RolledBack {
         /// What it cosigned.
         known: u64,
@@ -167,7 +169,8 @@ impl Witness {
             let words = || quote(&body);
             match status {
                 StatusCode::OK => {
-                    let signature = find_cosignature(&self.key, checkpoint, &body).ok_or(WitnessError::NoCosignature)?;
+                    let signature =
+                        find_cosignature(&self.key, checkpoint, &body).ok_or(WitnessError::NoCosignature)?;
                     self.has_cosigned(size);
                     return Ok(signature);
                 }

@@ -19,7 +19,7 @@ enum Node {
 /// Names that changed together, with what they were before.
 type Change = Vec<(PathBuf, Option<Node>)>;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
     nodes: BTreeMap<PathBuf, Node>,
     /// Changes since the last sync, by folder, oldest first.
@@ -27,6 +27,13 @@ struct Inner {
     /// Changes that go well before the machine stops; `None` for ever.
     budget: Option<usize>,
     stopped: bool,
+}
+
+impl Default for Inner {
+    fn default() -> Self {
+        let nodes = [(PathBuf::from("/"), Node::Dir)].into();
+        Self { nodes, unsynced: BTreeMap::new(), budget: None, stopped: false }
+    }
 }
 
 /// The file system; clones are the same one.
@@ -59,10 +66,18 @@ impl FakeDisk {
                 inner.undo(change);
             }
         }
-        let orphan = |nodes: &BTreeMap<PathBuf, Node>, path: &PathBuf| path.ancestors().skip(1).any(|dir| !nodes.contains_key(dir));
+        let orphan = |nodes: &BTreeMap<PathBuf, Node>, path: &PathBuf| {
+            path.ancestors().skip(1).any(|dir| !nodes.contains_key(dir))
+        };
         let before = inner.nodes.clone();
         inner.nodes.retain(|path, _| path.parent().is_none() || !orphan(&before, path));
         (inner.budget, inner.stopped) = (None, false);
+    }
+
+    /// A machine of its own with the same files, all of them durable.
+    pub fn fork(&self) -> Self {
+        let inner = Inner { nodes: self.inner().nodes.clone(), ..Inner::default() };
+        Self { inner: Arc::new(Mutex::new(inner)) }
     }
 
     /// All files with their contents.
@@ -80,7 +95,12 @@ impl FakeDisk {
         self.inner().nodes.insert(path.to_owned(), Node::File(content.to_vec()));
     }
 
-    fn mutate(&self, dir: &Path, torn: impl FnOnce(&mut Inner), change: impl FnOnce(&mut Inner) -> Change) -> io::Result<()> {
+    fn mutate(
+        &self,
+        dir: &Path,
+        torn: impl FnOnce(&mut Inner),
+        change: impl FnOnce(&mut Inner) -> Change,
+    ) -> io::Result<()> {
         let mut inner = self.inner();
         if inner.spend() {
             torn(&mut inner);
@@ -149,7 +169,6 @@ impl Disk for FakeDisk {
             return Ok(());
         }
         let parent = path.parent().unwrap();
-        self.inner().nodes.entry(PathBuf::from("/")).or_insert(Node::Dir);
         self.mutate(parent, |_| {}, |inner| vec![inner.set(path, Some(Node::Dir))])
     }
 
@@ -162,11 +181,15 @@ impl Disk for FakeDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.mutate(from.parent().unwrap(), |_| {}, |inner| {
-            let node = inner.nodes.get(from).cloned();
-            assert!(node.is_some(), "{} is not there", from.display());
-            vec![inner.set(from, None), inner.set(to, node)]
-        })
+        self.mutate(
+            from.parent().unwrap(),
+            |_| {},
+            |inner| {
+                let node = inner.nodes.get(from).cloned();
+                assert!(node.is_some(), "{} is not there", from.display());
+                vec![inner.set(from, None), inner.set(to, node)]
+            },
+        )
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {

@@ -180,7 +180,8 @@ impl Log {
         });
         let heads = [log.signed(), log.published()];
         let checked = log.clone();
-        blocking("checking the log", move || heads.into_iter().flatten().try_for_each(|head| checked.check(head))).await?;
+        blocking("checking the log", move || heads.into_iter().flatten().try_for_each(|head| checked.check(head)))
+            .await?;
         log.leaves.forget_before(head).await?;
         Ok(log)
     }
@@ -267,6 +268,9 @@ impl Log {
         if count == 0 {
             return Ok(None);
         }
+        // Before anything is built on it.
+        let log = self.clone();
+        blocking("checking the log", move || log.signed().map_or(Ok(()), |before| log.check(before))).await?;
         while tree.size() < count {
             let leaves = self.leaves.pending(tree.size(), BATCH_MAX).await?;
             if leaves.is_empty() {
@@ -274,7 +278,8 @@ impl Log {
                 return Err(LogError::Inconsistent(format!("leaf {missing} of {count} is not in leaves.db")));
             }
             let mut growing = tree;
-            tree = blocking("writing tiles", move || growing.extend(&leaves).map(|()| growing).map_err(inconsistent)).await?;
+            tree = blocking("writing tiles", move || growing.extend(&leaves).map(|()| growing).map_err(inconsistent))
+                .await?;
         }
         *lock(&self.tree) = tree;
         let log = self.clone();

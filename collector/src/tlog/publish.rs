@@ -181,9 +181,11 @@ impl Publisher {
             self.publish(&checkpoint).await?;
         }
         let (log, http) = (self.log.clone(), self.http.clone());
-        let asked = self.peers.iter_mut().enumerate().filter(|(place, peer)| {
-            !peer.rests() && self.cosignatures.get(*place).is_some_and(Option::is_none)
-        });
+        let asked = self
+            .peers
+            .iter_mut()
+            .enumerate()
+            .filter(|(place, peer)| !peer.rests() && self.cosignatures.get(*place).is_some_and(Option::is_none));
         let mut answers: FuturesUnordered<_> = asked
             .map(|(place, peer)| {
                 let (log, http, checkpoint) = (&log, &http, &checkpoint);

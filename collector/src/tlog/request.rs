@@ -83,8 +83,19 @@ mod tests {
         assert_eq!(AddCheckpoint::parse(good.as_bytes()).unwrap().proof, [hash]);
         let long = format!("old 3\n{}\nnote", format!("{hash}\n").repeat(64));
         for body in [
-            "", "old", "old 3", "old 3\n", "old 03\n\nx", "old +3\n\nx", "old -1\n\nx", "old  3\n\nx", "new 3\n\nx",
-            "old 3\r\n\nx", "old 3\nAAAA\n\nx", "old 18446744073709551616\n\nx", long.as_str(),
+            "",
+            "old",
+            "old 3",
+            "old 3\n",
+            "old 03\n\nx",
+            "old +3\n\nx",
+            "old -1\n\nx",
+            "old  3\n\nx",
+            "new 3\n\nx",
+            "old 3\r\n\nx",
+            "old 3\nAAAA\n\nx",
+            "old 18446744073709551616\n\nx",
+            long.as_str(),
         ] {
             assert!(AddCheckpoint::parse(body.as_bytes()).is_none(), "{body:?}");
         }

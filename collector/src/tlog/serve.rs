@@ -104,9 +104,19 @@ mod tests {
         assert_eq!(ask(&router, Method::HEAD, "/tile/0/000.p/3").await.0, StatusCode::OK);
         assert_eq!(ask(&router, Method::POST, "/checkpoint").await.0, StatusCode::METHOD_NOT_ALLOWED);
         for path in [
-            "/", "/signed", "/tile", "/tile/", "/tile/0/000", "/tile/0/stray", "/tile/0/../../../signed",
-            "/tile/0/..%2f..%2f..%2fsigned", "/tile/%2e%2e/%2e%2e/signed", "/tile//0/000.p/3", "/tile/0/000.p/4",
-            "/tile/0/000.p/3.tmp", "/tile/0/000%00",
+            "/",
+            "/signed",
+            "/tile",
+            "/tile/",
+            "/tile/0/000",
+            "/tile/0/stray",
+            "/tile/0/../../../signed",
+            "/tile/0/..%2f..%2f..%2fsigned",
+            "/tile/%2e%2e/%2e%2e/signed",
+            "/tile//0/000.p/3",
+            "/tile/0/000.p/4",
+            "/tile/0/000.p/3.tmp",
+            "/tile/0/000%00",
         ] {
             let (status, _, cache, _) = ask(&router, Method::GET, path).await;
             assert!(status == StatusCode::NOT_FOUND && !cache.contains("immutable"), "{path}: {status}");

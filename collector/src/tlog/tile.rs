@@ -156,10 +156,32 @@ mod tests {
     #[test]
     fn other_spellings_are_refused() {
         for path in [
-            "", "tile", "tile/", "tile/0", "tile/0/", "tile/0/1", "tile/0/0001", "tile/0/x000/001", "tile/8/000", "tile/00/000",
-            "tile/+0/000", "tile/0/+01", "tile/0/000.p/0", "tile/0/000.p/256", "tile/0/000.p/01", "tile/0/000.p",
-            "tile/0/000.p/1/2", "tile/0/000/001", "tile/0/x001", "tile/0/x001.p/1", "tile/entries/../../x", "tile/0/..",
-            "tile/0/000.tmp", "/tile/0/000", "tile/0/x018/x446/x744/x073/x709/x551/616", "tile/data/000",
+            "",
+            "tile",
+            "tile/",
+            "tile/0",
+            "tile/0/",
+            "tile/0/1",
+            "tile/0/0001",
+            "tile/0/x000/001",
+            "tile/8/000",
+            "tile/00/000",
+            "tile/+0/000",
+            "tile/0/+01",
+            "tile/0/000.p/0",
+            "tile/0/000.p/256",
+            "tile/0/000.p/01",
+            "tile/0/000.p",
+            "tile/0/000.p/1/2",
+            "tile/0/000/001",
+            "tile/0/x001",
+            "tile/0/x001.p/1",
+            "tile/entries/../../x",
+            "tile/0/..",
+            "tile/0/000.tmp",
+            "/tile/0/000",
+            "tile/0/x018/x446/x744/x073/x709/x551/616",
+            "tile/data/000",
         ] {
             assert_eq!(TilePath::parse(path), None, "{path}");
         }

@@ -33,7 +33,9 @@ pub enum TreeError {
     #[error("{0} is missing or damaged; restore it from a copy of the log")]
     Damaged(PathBuf),
     /// A file holds something else than what would be written now.
-    #[error("{0} was written before with another content: two histories of the log are mixed here, and nothing was changed")]
+    #[error(
+        "{0} was written before with another content: two histories of the log are mixed here, and nothing was changed"
+    )]
     Conflict(PathBuf),
     /// Asked for something outside of the tree.
     #[error("{what} is not in a log of {size} leaves")]
