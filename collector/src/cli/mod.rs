@@ -51,9 +51,8 @@ enum Command {
     /// Cosign the transparency logs of others, as long as they only grow.
     #[command(
         args_conflicts_with_subcommands = true,
-        after_help = "Examples:\n  breakglass-collector witness init --dir /var/lib/breakglass-witness --name witness.example.org/w1 \\\n      \
-        --log 'collector.example.org/log+1a2b3c4d+AT...'\n  \
-        breakglass-collector witness --dir /var/lib/breakglass-witness --listen 0.0.0.0:7446"
+        after_help = "Examples:\n  breakglass-collector witness init --dir /srv/witness --name w.example.org/1\n  \
+        breakglass-collector witness --dir /srv/witness --listen 0.0.0.0:7446"
     )]
     Witness(witness::Witness),
 }

@@ -33,8 +33,10 @@ struct Serve {
 #[derive(Debug, Subcommand)]
 enum WitnessCommand {
     /// Make a new witness: its folder, its key and its settings. Prints its verifier key.
-    #[command(after_help = "Logs can be added later in witness.toml, each as\n\n  [[log]]\n  key = \"...\"\n\n\
-        Example:\n  breakglass-collector witness init --dir /var/lib/breakglass-witness --name witness.example.org/w1")]
+    #[command(
+        after_help = "Logs can be added later in witness.toml, each as\n\n  [[log]]\n  key = \"NAME+ID+BASE64\"\n\n\
+        Example:\n  breakglass-collector witness init --dir /srv/witness --name w.example.org/1"
+    )]
     Init(Init),
 }
 
@@ -92,7 +94,9 @@ impl Serve {
         announce(server.address()?)?;
         let (stop, stopping) = watch::channel(false);
         let serving = tokio::spawn(server.serve(stopping));
-        tracing::info!(signal = signals.wait().await, "stopping");
+        // Not within the macro, which does not run its arguments when the level is off.
+        let signal = signals.wait().await;
+        tracing::info!(signal, "stopping");
         stop.send_replace(true);
         Ok(serving.await?)
     }

@@ -33,6 +33,7 @@ pub mod tile;
 pub mod tree;
 pub mod witness;
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -53,6 +54,7 @@ use settings::LogSettings;
 pub struct LogService {
     log: Arc<Log>,
     status: watch::Receiver<Status>,
+    address: Option<SocketAddr>,
     tasks: Vec<(&'static str, JoinHandle<()>)>,
 }
 
@@ -75,12 +77,14 @@ impl LogService {
         let disk = Arc::new(OsDisk);
         let log = Log::open(disk.clone(), Paths::new(root), key).await.context("cannot open the transparency log")?;
         let mut tasks = Vec::new();
+        let mut listening = None;
         if let Some(address) = settings.listen {
             let listener = TcpListener::bind(address)
                 .await
                 .with_context(|| format!("cannot listen on {address} ([log] listen in collector.toml)"))?;
             let address = listener.local_addr().context("cannot tell the listening address")?;
             tracing::info!(%address, "serving the transparency log");
+            listening = Some(address);
             let routes = serve::routes(disk, log.paths().clone());
             tasks.push(("log server", tokio::spawn(http::serve(listener, routes, stopping.clone()))));
         }
@@ -88,7 +92,7 @@ impl LogService {
         let publisher = Publisher::new(log.clone(), http, witnesses, settings.quorum);
         let status = publisher.status();
         tasks.push(("log publisher", tokio::spawn(publisher.run(stopping))));
-        Ok(Self { log, status, tasks })
+        Ok(Self { log, status, address: listening, tasks })
     }
 
     /// The log, to append to.
@@ -99,6 +103,11 @@ impl LogService {
     /// What the publisher knows, as it changes.
     pub fn status(&self) -> watch::Receiver<Status> {
         self.status.clone()
+    }
+
+    /// Where the log is served, if it is.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.address
     }
 
     /// What ends after `stopping` has become true, by name.

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -218,14 +219,13 @@ impl Reader<'_> {
         let narrow = Tile::from_index(TILE_HEIGHT, position);
         let (level, index) = (narrow.level(), narrow.level_index());
         let mut loaded = self.loaded.borrow_mut();
-        if !loaded.contains_key(&(level, index)) {
-            let content = self.load(level, index).map_err(|failure| {
+        let content = match loaded.entry((level, index)) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(self.load(level, index).map_err(|failure| {
                 self.failure.replace(Some(failure));
                 tlog_tiles::Error::InvalidTile
-            })?;
-            loaded.insert((level, index), content);
-        }
-        let content = loaded.get(&(level, index)).ok_or(tlog_tiles::Error::InvalidTile)?;
+            })?),
+        };
         narrow.hash_at_index(content, position)
     }
 

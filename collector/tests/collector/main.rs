@@ -10,3 +10,4 @@ mod query;
 mod search;
 mod support;
 mod throughput;
+mod tlog;
