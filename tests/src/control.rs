@@ -51,7 +51,8 @@ impl Control {
 
     /// Hands in a proof.
     pub fn open(&mut self, grant_text: &[u8], signature: &[u8]) -> Result<Result<Opened, Refused>> {
-        let request = OpenRequest { grant_text: grant_text.to_vec(), signature: signature.to_vec() };
+        let request =
+            OpenRequest { grant_text: grant_text.to_vec(), signature: signature.to_vec(), ..OpenRequest::default() };
         match self.ask(control_request::Body::Open(request))? {
             control_response::Body::Opened(opened) => Ok(Ok(opened)),
             control_response::Body::Refused(refused) => Ok(Err(refused)),

@@ -7,6 +7,7 @@
 mod account;
 mod environment;
 mod faults;
+mod gate;
 mod harness;
 mod record;
 mod refusals;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         account::TESTS,
         environment::TESTS,
         faults::TESTS,
+        gate::TESTS,
         harness::TESTS,
         record::TESTS,
         review::TESTS,
