@@ -47,11 +47,11 @@ pub struct Copy {
     pub slot: u32,
     /// Whom they are about.
     pub who: Identity,
-    /// `PART_ARGV`, `PART_ENV` or 0.
+    /// `PART_ARGV`, `PART_ENV`, the stream of stdio, or 0.
     pub part: u16,
-    /// The terminal, 0 for none.
+    /// The terminal, 0 for none; the start time of the process whose stdio it is.
     pub terminal: u64,
-    /// Its index.
+    /// Its index; that process.
     pub index: u32,
     /// Its height.
     pub rows: u16,
@@ -240,12 +240,17 @@ unsafe fn emit_chunk(slot: Slot, state: *mut State, span: u64, data: u64, error:
         (*chunk).error = error;
         (*chunk).data_len = data as u32;
         let terminal_bytes = if (*chunk).terminal != 0 { span } else { 0 };
-        let (ring, kind) = match (*state).kind {
-            kind if kind == Kind::TerminalOutput as u16 => (Ring::Bulk, Kind::TerminalOutput),
-            kind if kind == Kind::TerminalInput as u16 => (Ring::Audit, Kind::TerminalInput),
-            _ => (Ring::Audit, Kind::ExecPart),
+        let kind = (*state).kind;
+        let bulk = kind == Kind::TerminalOutput as u16 || kind == Kind::StdioOutput as u16;
+        let ring = if bulk { Ring::Bulk } else { Ring::Audit };
+        let envelope = Envelope {
+            ring,
+            kind,
+            flags: 0,
+            slot: (*state).slot,
+            who: (*state).who,
+            yields: kind == Kind::StdioInput as u16,
         };
-        let envelope = Envelope { ring, kind, flags: 0, slot: (*state).slot, who: (*state).who };
         let data = if data == 0 { 0 } else { masked::<{ CHUNK_DATA_MAX as u64 - 1 }>(data - 1) + 1 };
         let len = Chunk::SIZE as u64 + data;
         if !emit::send(envelope, slot.record(), len, terminal_bytes) {
@@ -263,6 +268,8 @@ unsafe fn count(state: *mut State, error: i64) {
         Site::ReadArgv
     } else if site == Site::ReadEnv as u32 {
         Site::ReadEnv
+    } else if site == Site::ReadStdio as u32 {
+        Site::ReadStdio
     } else {
         Site::ReadTerminal
     };

@@ -5,7 +5,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, PerCpuArray, RingBuf},
 };
-use breakglass_abi::{Counter, Header, Kind, Ring, settings::Site};
+use breakglass_abi::{Counter, Header, Ring, settings::Site};
 
 use crate::{fault, task::Identity};
 
@@ -30,15 +30,23 @@ static GENERATION: Array<[u8; 16]> = Array::with_max_entries(1, 0);
 pub struct Envelope {
     /// Where it goes.
     pub ring: Ring,
-    /// What it is.
-    pub kind: Kind,
+    /// What it is, a number of [`breakglass_abi::Kind`].
+    pub kind: u16,
     /// `FLAG_` bits.
     pub flags: u16,
     /// The session.
     pub slot: u32,
     /// Whom it is about.
     pub who: Identity,
+    /// Whether the last quarter of the audit ring is not for it: a flood of it must not keep programs from being recorded.
+    pub yields: bool,
 }
+
+/// `BPF_RB_AVAIL_DATA`, `BPF_RB_RING_SIZE` (include/uapi/linux/bpf.h).
+const AVAILABLE_DATA: u64 = 0;
+const RING_SIZE: u64 = 1;
+/// What a record that had to yield is counted as.
+const ENOSPC: i32 = 28;
 
 /// Fills in the header at `record` and sends `len` bytes. `terminal_bytes` is what a loss would cost, for the counters.
 ///
@@ -50,7 +58,7 @@ pub fn send(envelope: Envelope, record: *mut u8, len: u64, terminal_bytes: u64) 
     unsafe {
         let header = record.cast::<Header>();
         (*header).len = len as u32;
-        (*header).kind = envelope.kind as u16;
+        (*header).kind = envelope.kind;
         (*header).flags = envelope.flags;
         (*header).cpu = bpf_get_smp_processor_id();
         (*header).slot = envelope.slot;
@@ -62,6 +70,7 @@ pub fn send(envelope: Envelope, record: *mut u8, len: u64, terminal_bytes: u64) 
     }
     let bytes = unsafe { core::slice::from_raw_parts(record, len as usize) };
     let (sent, site) = match envelope.ring {
+        Ring::Audit if envelope.yields && crowded() => (Err(-ENOSPC), Site::RingAudit),
         Ring::Audit => (AUDIT.output::<[u8]>(bytes, 0), Site::RingAudit),
         Ring::Witness => (WITNESS.output::<[u8]>(bytes, 0), Site::RingWitness),
         Ring::Bulk => (BULK.output::<[u8]>(bytes, 0), Site::RingBulk),
@@ -77,6 +86,13 @@ pub fn send(envelope: Envelope, record: *mut u8, len: u64, terminal_bytes: u64) 
             false
         }
     }
+}
+
+/// Whether only the last quarter of the audit ring is free.
+#[inline(always)]
+fn crowded() -> bool {
+    let size = AUDIT.query(RING_SIZE);
+    AUDIT.query(AVAILABLE_DATA) > size - size / 4
 }
 
 /// Adds to a counter of this CPU and returns what it was. Atomic because a program at a function exit can be preempted by a

@@ -5,12 +5,14 @@
 #![feature(asm_experimental_arch)]
 
 mod chunk;
+mod descriptor;
 mod emit;
 mod fault;
 mod path;
 mod probes;
 mod scope;
 mod scratch;
+mod stdio;
 mod task;
 mod terminal;
 

@@ -22,7 +22,7 @@ const NAME_MAX: u64 = 255;
 /// Positions in the tail of a record.
 pub const TAIL_MASK: u64 = 0x3fff;
 
-/// State of a walk, in the scratch slot of the exec record.
+/// State of a walk, in the scratch slot of the record.
 #[repr(C)]
 struct Walk {
     dentry: u64,
@@ -48,13 +48,30 @@ pub struct Walked {
 }
 
 /// Appends the components of a `struct path`, deepest first, each followed by a NUL, at `pos` of the tail that begins at
-/// `tail` in the exec record.
+/// `tail` in the record.
 #[inline(always)]
 pub fn append(slot: Slot, path: Address, fs: Option<Address>, tail: u64, pos: u64) -> Walked {
+    let mount = crate::task::load(path, offset!(path_mnt));
+    walk(slot, mount, crate::task::load(path, offset!(path_dentry)), fs, tail, pos)
+}
+
+/// The same for the path of a `struct file` whose address the verifier does not know.
+#[inline(always)]
+pub fn append_file(slot: Slot, file: u64, fs: Option<Address>, tail: u64, pos: u64) -> Walked {
+    let mount = peek(file, offset!(file_path) + offset!(path_mnt), Site::ReadPath);
+    let dentry = peek(file, offset!(file_path) + offset!(path_dentry), Site::ReadPath);
+    match (mount, dentry) {
+        (Some(mount), Some(dentry)) => walk(slot, mount, dentry, fs, tail, pos),
+        _ => Walked { pos, flags: 0, failed: true },
+    }
+}
+
+#[inline(always)]
+fn walk(slot: Slot, mount: u64, dentry: u64, fs: Option<Address>, tail: u64, pos: u64) -> Walked {
     let walk: *mut Walk = slot.state();
     unsafe {
-        (*walk).mount = crate::task::load(path, offset!(path_mnt));
-        (*walk).dentry = crate::task::load(path, offset!(path_dentry));
+        (*walk).mount = mount;
+        (*walk).dentry = dentry;
         (*walk).root_mount = 0;
         (*walk).root_dentry = 0;
         if let Some(fs) = fs {

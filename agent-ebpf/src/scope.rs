@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use breakglass_abi::{
     ProcessKey, Settings, Tag,
-    settings::{NO_UID, SETTING_DENY, SLOT_CLOSING, Site, TAG_BY_DESCENT, TAG_BY_LOGINUID, TAG_BY_UID},
+    settings::{NO_UID, SETTING_DENY, SLOT_CLOSING, Site, TAG_BY_DESCENT, TAG_BY_LOGINUID, TAG_BY_UID, TAG_EXECUTED},
 };
 
 use crate::{
@@ -47,7 +47,20 @@ pub fn enter(task: Task, who: Identity) -> Option<Scope> {
         return Some(Scope { slot: adopt(tag, settings), tagged: true });
     }
     let cause = account_cause(task, settings)?;
-    Some(insert(&key, Tag { slot: settings.open_slot, cause }))
+    Some(insert(&key, Tag { slot: settings.open_slot, cause, flags: 0 }))
+}
+
+/// Whether the process is in scope, as [`enter`], for what is recorded of it but gives no reason to follow it: sshd's own root
+/// process has the account's audit login uid, and must live to close the session properly.
+#[inline(always)]
+pub fn find(task: Task, who: Identity) -> Option<Scope> {
+    let settings = settings()?;
+    let key = who.key();
+    if let Some(tag) = TAGS.get_ptr_mut(&key) {
+        return Some(Scope { slot: adopt(tag, settings), tagged: true });
+    }
+    account_cause(task, settings)?;
+    Some(Scope { slot: settings.open_slot, tagged: true })
 }
 
 /// Tags a new process whose parent is in scope. `None` where it is not.
@@ -56,9 +69,9 @@ pub fn inherit(parent: Task, parent_who: Identity, child: Identity) -> Option<Sc
     let settings = settings()?;
     let parent_key = parent_who.key();
     let tag = match TAGS.get_ptr_mut(&parent_key) {
-        Some(tag) => Tag { slot: adopt(tag, settings), cause: TAG_BY_DESCENT },
+        Some(tag) => Tag { slot: adopt(tag, settings), cause: TAG_BY_DESCENT, flags: unsafe { (*tag).flags } },
         // sshd's own child runs as the account without ever having executed as it.
-        None => Tag { slot: settings.open_slot, cause: account_cause(parent, settings)? },
+        None => Tag { slot: settings.open_slot, cause: account_cause(parent, settings)?, flags: 0 },
     };
     Some(insert(&child.key(), tag))
 }
@@ -68,6 +81,26 @@ pub fn inherit(parent: Task, parent_who: Identity, child: Identity) -> Option<Sc
 pub fn tagged(who: Identity) -> Option<u32> {
     let key = who.key();
     unsafe { TAGS.get(&key) }.map(|tag| tag.slot)
+}
+
+/// Whether a process in scope is still part of a login: nothing has been executed since it, or what it descends from, came
+/// into scope.
+#[inline(always)]
+pub fn logs_in(who: Identity) -> bool {
+    let key = who.key();
+    unsafe { TAGS.get(&key) }.is_none_or(|tag| tag.flags & TAG_EXECUTED == 0)
+}
+
+/// Notes that a process in scope executes a program. Whether it is the first of its login.
+#[inline(always)]
+pub fn executes(who: Identity) -> bool {
+    let key = who.key();
+    let Some(tag) = TAGS.get_ptr_mut(&key) else { return false };
+    unsafe {
+        let first = (*tag).flags & TAG_EXECUTED == 0;
+        (*tag).flags |= TAG_EXECUTED;
+        first
+    }
 }
 
 /// Forgets a process. Whether it was tagged, and for which session.
@@ -121,7 +154,7 @@ fn adopt(tag: *mut Tag, settings: &Settings) -> u32 {
 }
 
 #[inline(always)]
-fn account_cause(task: Task, settings: &Settings) -> Option<u32> {
+fn account_cause(task: Task, settings: &Settings) -> Option<u16> {
     let account = settings.account_uid;
     if account == NO_UID {
         return None;

@@ -21,7 +21,9 @@ use crate::{
         keys::{self, Now},
     },
     config::{Config, ConfigError},
-    doctor, identity,
+    doctor,
+    evidence::keys::RENEW,
+    identity,
     kernel::{self, Verdict},
     session::clock,
 };
@@ -48,6 +50,18 @@ pub fn lock(path: &Path, expired: bool) -> anyhow::Result<ExitCode> {
     }
     account.lock()?;
     println!("{} is locked", account.name());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Leaves word for the next start that a new host key is wanted.
+pub fn rekey(path: &Path) -> anyhow::Result<ExitCode> {
+    let config = Config::load(path)?;
+    let folder = identity::keys_folder(&config.host.state);
+    let wish = folder.join(RENEW);
+    std::fs::write(&wish, "").with_context(|| {
+        format!("cannot write {}: the folder is there once the agent ran, and root's", wish.display())
+    })?;
+    println!("the agent makes a new host key when it is started next");
     Ok(ExitCode::SUCCESS)
 }
 

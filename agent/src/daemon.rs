@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use breakglass_api::v1::{AgentStarted, AgentStopping, CloseCause, event::Body};
+use breakglass_api::v1::{AgentStarted, AgentStopping, Alert, CloseCause, event::Body};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -21,6 +21,7 @@ use crate::{
     account::Account,
     config::{Config, Tier},
     control::{self, verifier},
+    evidence::{FileKeys, KeyError, KeyStore as _, Notary},
     identity,
     kernel::{self, Kernel, KernelInfo, Reader},
     recorder::{self, Recorder, source::EventSource},
@@ -79,6 +80,7 @@ pub fn run(path: &Path) -> anyhow::Result<ExitCode> {
 struct Parts {
     manager: Manager<Host, Recorder>,
     recorder: Recorder,
+    notary: Option<Notary>,
     shipper: Option<Shipper>,
     shutdown: watch::Sender<bool>,
     control: control::ControlHandle,
@@ -117,11 +119,12 @@ async fn start(path: &Path, config: Config, account: Account) -> anyhow::Result<
     let options = recorder::Options { ring_bytes: ring_bytes(&config), ..recorder::Options::default() };
     let recorder = Recorder::start(source, spool, &recovery, &names, options)?;
 
-    let looks = Looks::new(config.host.state.join("looks"), config.kernel.pins.clone());
+    let looks = Looks::new(config.host.state.join("looks"), config.kernel.pins.clone(), config.aftermath.walk);
     let backstop = Backstop::new(path);
     let host = Arc::new(Host::new(boot_id, account, kernel, config.kernel.minimum_tier, looks, backstop));
     let manager = Manager::new(host, recorder.clone(), intents);
     announce(&recorder, &info, &host_name, boot_id).await;
+    let notary = start_notary(&config, &recorder, &host_id).await;
     manager.recover().await;
     if manager.view().session.is_none() {
         let manager = manager.clone();
@@ -141,7 +144,7 @@ async fn start(path: &Path, config: Config, account: Account) -> anyhow::Result<
     let verifier = Arc::new(verifier::Verifier::new(identity, &config.grant, &config.host.state));
     let (shutdown, stopping) = watch::channel(false);
     let control = control::serve(control::Options::from(&config), Arc::new(service), verifier, stopping).await?;
-    Ok(Parts { manager, recorder, shipper, shutdown, control })
+    Ok(Parts { manager, recorder, notary, shipper, shutdown, control })
 }
 
 /// Ends the session, locks, and leaves nothing in the kernel. What is not acknowledged stays in the spool.
@@ -163,6 +166,9 @@ async fn stop(parts: Parts, reason: &str) -> anyhow::Result<()> {
         parts.recorder.record(None, Body::AgentStopping(AgentStopping { reason: reason.to_owned() })).await
     {
         tracing::error!(%error, "the stop could not be recorded");
+    }
+    if let Some(notary) = parts.notary {
+        notary.finish().await;
     }
     parts.recorder.stop().await;
     if let Some(shipper) = parts.shipper {
@@ -188,6 +194,33 @@ fn start_kernel(config: &Config, uid: u32) -> (Result<Kernel, String>, Option<Bo
             (Err(error), None)
         }
     }
+}
+
+/// Begins to sign the record. Where that is impossible the record goes on without signatures, and says so.
+async fn start_notary(config: &Config, recorder: &Recorder, host_id: &str) -> Option<Notary> {
+    match open_keys(config, host_id).await {
+        Ok((keys, host_id)) => {
+            let host_key = hex::encode(keys.host_key());
+            tracing::info!(host_key, epoch = keys.epoch(), "the record is signed");
+            Some(Notary::start(Box::new(keys), recorder.clone(), host_id))
+        }
+        Err(error) => {
+            let message = format!("the record of this host is not signed: {error:#}");
+            tracing::error!("{message}");
+            let alert = Alert { code: "unsigned".into(), message, process: None };
+            if let Err(error) = recorder.record(None, Body::Alert(alert)).await {
+                tracing::error!(%error, "an alert could not be recorded");
+            }
+            None
+        }
+    }
+}
+
+async fn open_keys(config: &Config, host_id: &str) -> anyhow::Result<(FileKeys, [u8; 16])> {
+    let host_id = uuid::Uuid::parse_str(host_id).context("the host's id is no UUID")?;
+    let folder = identity::keys_folder(&config.host.state);
+    let keys = tokio::task::spawn_blocking(move || -> Result<FileKeys, KeyError> { FileKeys::open(&folder) });
+    Ok((keys.await.context("opening the signing key failed")??, host_id.into_bytes()))
 }
 
 fn start_shipper(

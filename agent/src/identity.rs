@@ -1,6 +1,10 @@
 //! Which host this is, and which boot of it.
 
-use std::{fs, io, io::Write as _, path::Path};
+use std::{
+    fs, io,
+    io::Write as _,
+    path::{Path, PathBuf},
+};
 
 use uuid::Uuid;
 
@@ -31,6 +35,11 @@ fn read(path: &Path) -> io::Result<String> {
     Uuid::parse_str(text.trim()).map(|id| id.to_string()).map_err(|error| {
         io::Error::new(io::ErrorKind::InvalidData, format!("{} does not hold a host id: {error}", path.display()))
     })
+}
+
+/// Where the signing key is kept.
+pub fn keys_folder(state: &Path) -> PathBuf {
+    state.join("keys")
 }
 
 /// The machine's host name, `uname(2)`.

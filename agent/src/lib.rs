@@ -4,12 +4,14 @@
 
 pub mod account;
 pub mod aftermath;
+pub mod blocking;
 pub mod codes;
 pub mod commands;
 pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod doctor;
+pub mod evidence;
 pub mod gate;
 pub mod grant;
 pub mod identity;

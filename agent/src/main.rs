@@ -116,6 +116,14 @@ enum Codes {
         #[arg(long, default_value = config::DEFAULT_PATH)]
         config: PathBuf,
     },
+    /// Ask for a new host key, which the next start of the agent makes; for when the old one may be in wrong hands.
+    #[command(after_help = "Example:\n  breakglass-agent rekey && systemctl restart breakglass-agent\n\n\
+        The new key is <state>/keys/host-key.pub after the start. The collector raises an alert, once.")]
+    Rekey {
+        /// The configuration.
+        #[arg(long, default_value = config::DEFAULT_PATH)]
+        config: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -130,6 +138,7 @@ fn main() -> ExitCode {
         }
         Command::Codes(Codes::Issue { count, keep, config }) => codes::command::issue(&config, count, keep),
         Command::Codes(Codes::Status { json, config }) => codes::command::status(&config, json),
+        Command::Rekey { config } => commands::rekey(&config),
     };
     result.unwrap_or_else(|error| {
         eprintln!("breakglass-agent: {error:#}");

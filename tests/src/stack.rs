@@ -39,6 +39,8 @@ pub struct Options {
     pub sudo_own_terminal: bool,
     /// Longest session that policy allows.
     pub max_ttl: String,
+    /// Whether the agent walks the file systems for what a session leaves behind, which takes it seconds of processor time.
+    pub walk: bool,
     /// Whether the agent reaches the collector through a relay that can be cut.
     pub relay: bool,
     /// Whether the agent knows a collector at all.
@@ -55,6 +57,7 @@ impl Default for Options {
             sudo_password: None,
             sudo_own_terminal: false,
             max_ttl: "1h".into(),
+            walk: false,
             relay: false,
             ship: true,
             state_disk: None,
@@ -325,12 +328,13 @@ fn agent_config(run: &Run, account: &Account, sshd: &Sshd, options: &Options, co
          [account]\nname = \"{}\"\nssh_port = {}\nssh_host_keys = \"{}\"\n\n\
          [grant]\nallowed_signers = \"{folder}/allowed_signers\"\nmax_ttl = \"{max}\"\ndefault_ttl = \"{max}\"\n\n\
          [control]\nsocket = \"{folder}/run/control.sock\"\nlisten = \"127.0.0.1:0\"\n{ship}\n\
-         [kernel]\npins = \"{}\"\n",
+         [aftermath]\nwalk = {walk}\n\n[kernel]\npins = \"{}\"\n",
         run.name(),
         account.name,
         sshd.port,
         sshd.host_keys.display(),
         pins(run).display(),
         max = options.max_ttl,
+        walk = options.walk,
     )
 }

@@ -34,6 +34,21 @@ impl<const N: usize> Field for [u8; N] {
     }
 }
 
+impl<const N: usize> Field for [u64; N] {
+    fn take(bytes: &[u8]) -> Option<(Self, &[u8])> {
+        let (mut words, mut rest) = ([0; N], bytes);
+        for word in &mut words {
+            (*word, rest) = u64::take(rest)?;
+        }
+        Some((words, rest))
+    }
+    fn put(&self, out: &mut [u8]) {
+        for (word, place) in self.iter().zip(out.chunks_exact_mut(8)) {
+            word.put(place);
+        }
+    }
+}
+
 /// Declares a `repr(C)` struct of little-endian fields, with its size stated, checked, and free of padding.
 macro_rules! shared {
     (

@@ -9,14 +9,15 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod calls;
 mod layout;
 pub mod offsets;
 pub mod record;
 pub mod settings;
 
 pub use offsets::Offsets;
-pub use record::{Chunk, Exec, ExecFailed, Exit, Fork, Header, Kind, Ring, Withheld};
-pub use settings::{Counter, ProcessKey, Settings, Tag, Terminal};
+pub use record::{Action, Chunk, Exec, ExecFailed, Exit, Fork, Header, Kind, Ring, Withheld};
+pub use settings::{Counter, MappedKey, ProcessKey, Settings, StdioEnd, StdioKey, Tag, Terminal};
 
 /// Version of everything in this crate; raised by any change of layout or meaning. Part of the name of the pin folder.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;

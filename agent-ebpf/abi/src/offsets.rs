@@ -117,6 +117,10 @@ offsets! {
     file_inode,
     /// `file.private_data`
     file_private,
+    /// `file.f_flags`
+    file_flags,
+    /// `file.f_mode`
+    file_mode,
     /// `path.mnt`
     path_mnt,
     /// `path.dentry`
@@ -195,4 +199,34 @@ offsets! {
     regs_bx,
     /// `pt_regs.cx`
     regs_cx,
+    /// `pt_regs.dx`
+    regs_dx,
+    /// `pt_regs.r10`
+    regs_r10,
+    /// `pt_regs.r8`
+    regs_r8,
+    /// `pt_regs.r9`
+    regs_r9,
+    /// `pt_regs.bp`
+    regs_bp,
+    /// `socket.sk`
+    socket_sk,
+    /// `socket_alloc.vfs_inode`
+    socket_inode,
+    /// `sock.sk_socket`
+    sock_socket,
+    /// `sock.__sk_common.skc_family`
+    sock_family,
+    /// `sock.__sk_common.skc_dport`
+    sock_port,
+    /// `sock.__sk_common.skc_daddr`
+    sock_address,
+    /// `sock.__sk_common.skc_v6_daddr`; absent without IPv6
+    sock_address6,
+    /// `unix_sock.peer`
+    unix_peer,
+    /// `super_block.s_magic`
+    sb_magic,
+    /// `kernel_siginfo.si_code`
+    siginfo_code,
 }

@@ -10,7 +10,7 @@ pub enum Ring {
     Audit = 0,
     /// What happens beside a session.
     Witness = 1,
-    /// Terminal output.
+    /// Output of terminals, and of sessions without one.
     Bulk = 2,
 }
 
@@ -44,23 +44,150 @@ pub enum Kind {
     TerminalInput = 41,
     /// [`Withheld`].
     TerminalWithheld = 42,
+    /// [`Chunk`] of what a session without a terminal wrote.
+    StdioOutput = 50,
+    /// [`Chunk`] of what it was given to read.
+    StdioInput = 51,
+    /// [`Action`]: a file was opened for writing. Values: flags as the caller gave them.
+    FileOpened = 60,
+    /// [`Action`]: a folder or node was made. Values: mode (with its type, for a node), device.
+    FileMade = 61,
+    /// [`Action`]: to the second name. Values: flags.
+    FileRenamed = 62,
+    /// [`Action`]: a name was removed.
+    FileUnlinked = 63,
+    /// [`Action`]: values: mode.
+    FileMode = 64,
+    /// [`Action`]: values: uid, gid; all ones for unchanged.
+    FileOwner = 65,
+    /// [`Action`]: values: size.
+    FileTruncated = 66,
+    /// [`Action`]: the second name is the new one.
+    FileLinked = 67,
+    /// [`Action`]: the second name is what the link says.
+    FileSymlinked = 68,
+    /// [`Action`]: an extended attribute was set or removed; the second name is the attribute's.
+    FileAttribute = 69,
+    /// [`Action`]: a file was mapped executable, the first time in its session. Values: protection, flags, length.
+    FileMapped = 70,
+    /// [`Action`]: the first name is the address (`struct sockaddr`). Values: descriptor, -, length.
+    SocketConnected = 80,
+    /// [`Action`]: likewise.
+    SocketBound = 81,
+    /// [`Action`]: extra: uid and gid, euid and egid, suid and sgid (low and high half), effective capabilities.
+    CredentialsChanged = 90,
+    /// [`Action`]: values: `CLONE_` flags, -, child. Extra: pid and mount, user and net namespace.
+    NamespacesChanged = 91,
+    /// [`Action`]: the root directory, by the first name.
+    RootChanged = 92,
+    /// [`Action`]: ptrace. Values: request, pid, address.
+    Traced = 100,
+    /// [`Action`]: another's memory was written. Values: bytes, pid.
+    MemoryWritten = 101,
+    /// [`Action`]: a descriptor was taken from another process. Values: its number there.
+    DescriptorTaken = 102,
+    /// [`Action`]: a signal was sent out of the session. Values: signal. Extra: the target's tgid and start time.
+    Signalled = 103,
+    /// [`Action`]: the second name on the first. Values: flags.
+    Mounted = 110,
+    /// [`Action`]: values: flags.
+    Unmounted = 111,
+    /// [`Action`]: a mount, or one made in pieces, was attached: the second name to the first. Values: flags.
+    MountMoved = 112,
+    /// [`Action`]: attributes of a mount.
+    MountChanged = 113,
+    /// [`Action`]: the second name has its parameters. Values: size, flags.
+    ModuleLoaded = 120,
+    /// [`Action`]: values: flags.
+    ModuleRemoved = 121,
+    /// [`Action`]: another kernel was made ready; the second name is its command line. Values: flags.
+    Kexec = 122,
+    /// [`Action`]: values: command, -, result.
+    Bpf = 123,
+    /// [`Action`]: values: pid, CPU, result.
+    PerfOpened = 124,
+    /// [`Action`]: values: entries, -, result.
+    IoUring = 125,
+    /// [`Action`]: page faults can be handled by the program. Values: flags, -, result.
+    UserFault = 126,
+    /// [`Action`]: memory without a file, or existing memory, was made executable, the first time in its process. Values: protection, flags, length.
+    MemoryExecutable = 130,
+    /// [`Action`]: the audit login uid was written. Values: what it is now.
+    LoginUidSet = 140,
+    /// [`Action`]: ioctl that types for the user or changes the console. Values: request, argument.
+    TerminalInjected = 141,
+    /// [`Action`]: values: clock, what was adjusted.
+    ClockSet = 142,
+    /// [`Action`]: host or domain name.
+    HostNamed = 143,
+    /// [`Action`]: values: command.
+    Reboot = 144,
+    /// [`Action`]: swap was switched on or off.
+    Swap = 145,
+    /// [`Action`]: process accounting.
+    Accounting = 146,
+    /// [`Action`]: access to I/O ports.
+    PortAccess = 147,
 }
 
 impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 50] = [
+        Self::Exec,
+        Self::ExecPart,
+        Self::ExecFailed,
+        Self::Fork,
+        Self::Exit,
+        Self::TerminalOutput,
+        Self::TerminalInput,
+        Self::TerminalWithheld,
+        Self::StdioOutput,
+        Self::StdioInput,
+        Self::FileOpened,
+        Self::FileMade,
+        Self::FileRenamed,
+        Self::FileUnlinked,
+        Self::FileMode,
+        Self::FileOwner,
+        Self::FileTruncated,
+        Self::FileLinked,
+        Self::FileSymlinked,
+        Self::FileAttribute,
+        Self::FileMapped,
+        Self::SocketConnected,
+        Self::SocketBound,
+        Self::CredentialsChanged,
+        Self::NamespacesChanged,
+        Self::RootChanged,
+        Self::Traced,
+        Self::MemoryWritten,
+        Self::DescriptorTaken,
+        Self::Signalled,
+        Self::Mounted,
+        Self::Unmounted,
+        Self::MountMoved,
+        Self::MountChanged,
+        Self::ModuleLoaded,
+        Self::ModuleRemoved,
+        Self::Kexec,
+        Self::Bpf,
+        Self::PerfOpened,
+        Self::IoUring,
+        Self::UserFault,
+        Self::MemoryExecutable,
+        Self::LoginUidSet,
+        Self::TerminalInjected,
+        Self::ClockSet,
+        Self::HostNamed,
+        Self::Reboot,
+        Self::Swap,
+        Self::Accounting,
+        Self::PortAccess,
+    ];
+
     /// The kind with this number.
     pub fn from_number(number: u16) -> Option<Self> {
-        [
-            Self::Exec,
-            Self::ExecPart,
-            Self::ExecFailed,
-            Self::Fork,
-            Self::Exit,
-            Self::TerminalOutput,
-            Self::TerminalInput,
-            Self::TerminalWithheld,
-        ]
-        .into_iter()
-        .find(|kind| *kind as u16 == number)
+        Self::ALL.into_iter().find(|kind| *kind as u16 == number)
     }
 }
 
@@ -212,15 +339,15 @@ shared! {
         total: u64,
         /// How much of the whole the piece stands for; more than `data_len` where bytes could not be copied.
         span: u64,
-        /// Id of the terminal; 0 in an exec.
+        /// Id of the terminal; 0 in an exec; in stdio the start time of the process whose stdio it is.
         terminal: u64,
-        /// N of `/dev/pts/N`; 0 in an exec.
+        /// N of `/dev/pts/N`; 0 in an exec; in stdio the process whose stdio it is.
         index: u32,
         /// Window height, characters; 0 if unknown.
         rows: u16,
         /// Window width, characters; 0 if unknown.
         cols: u16,
-        /// [`PART_ARGV`] or [`PART_ENV`] in an exec, else 0.
+        /// [`PART_ARGV`] or [`PART_ENV`] in an exec, the stream (0, 1, 2) of stdio, else 0.
         part: u16,
         /// Why bytes are missing, errno; 0 if none are.
         error: u16,
@@ -294,6 +421,54 @@ shared! {
         reserved: u32,
     }
 }
+
+shared! {
+    /// Something that a task in scope did, or tried, by a system call. Followed by `name`, `base`, `name2`, `base2`. The kind says
+    /// what the values are.
+    pub struct Action: 152 {
+        /// The task.
+        header: Header,
+        /// What the call returned; a negative errno where it was refused.
+        result: u64,
+        /// By kind.
+        values: [u64; 3],
+        /// By kind.
+        extra: [u64; 4],
+        /// Inode number of the file, 0 where only its name is known.
+        inode: u64,
+        /// Device of the file, kernel encoding.
+        dev: u32,
+        /// Mode of the file.
+        mode: u32,
+        /// `file.f_flags`.
+        file_flags: u32,
+        /// Effective user id of the task.
+        euid: u32,
+        /// How `base` ended: `WALK_` bits; and `base2`, shifted left by 16.
+        walks: u32,
+        /// Bits: the `ACTION_` values.
+        how: u32,
+        /// Length of the name, as the caller gave it: it may have changed since the kernel took it.
+        name_len: u16,
+        /// Length of the path of the file, or of the folder that `name` is relative to: components, deepest first.
+        base_len: u16,
+        /// Length of the second name.
+        name2_len: u16,
+        /// Length of the path of the folder that the second name is relative to.
+        base2_len: u16,
+    }
+}
+
+/// A name could not be read.
+pub const ACTION_NAME_UNREAD: u32 = 1;
+/// A path could not be walked.
+pub const ACTION_PATH_UNREAD: u32 = 2;
+/// The call came by the 32-bit entry.
+pub const ACTION_COMPAT: u32 = 4;
+/// The address in `extra` is the kernel's own: address (16 bytes), port in network order, family (u16 each).
+pub const ACTION_ADDRESS: u32 = 8;
+/// The file is that of a descriptor, not of a name.
+pub const ACTION_FILE: u32 = 16;
 
 #[cfg(test)]
 mod tests {

@@ -40,16 +40,22 @@ shared! {
         /// The session's number; 0 when none was open.
         slot: u32,
         /// Why it is tagged: one of the `TAG_BY_` values.
-        cause: u32,
+        cause: u16,
+        /// Bits: [`TAG_EXECUTED`].
+        flags: u16,
     }
 }
 
+/// It, or what it descends from, has executed a program since it came into scope. What has not is still part of the login: its
+/// descriptors are the ends of the session's stdio.
+pub const TAG_EXECUTED: u16 = 1;
+
 /// Its uid or effective uid was the emergency account's.
-pub const TAG_BY_UID: u32 = 1;
+pub const TAG_BY_UID: u16 = 1;
 /// Its audit login uid was the emergency account's.
-pub const TAG_BY_LOGINUID: u32 = 2;
+pub const TAG_BY_LOGINUID: u16 = 2;
 /// Its parent was tagged.
-pub const TAG_BY_DESCENT: u32 = 3;
+pub const TAG_BY_DESCENT: u16 = 3;
 
 shared! {
     /// Value of the map `TERMINALS`, keyed by the address of the slave's `tty_struct`.
@@ -64,6 +70,51 @@ shared! {
         index: u32,
         /// Zero.
         reserved: u32,
+    }
+}
+
+shared! {
+    /// Key of the map `STDIO`: a pipe, or the far end of a pair of sockets.
+    pub struct StdioKey: 16 {
+        /// Device of the inode.
+        dev: u32,
+        /// Zero.
+        reserved: u32,
+        /// Its number.
+        inode: u64,
+    }
+}
+
+shared! {
+    /// Value of the map `STDIO`: whose stdio passes there, and in which direction.
+    pub struct StdioEnd: 24 {
+        /// Start time of the process whose descriptors they were, nanoseconds.
+        start_ns: u64,
+        /// The process.
+        tgid: u32,
+        /// Number of the session.
+        slot: u32,
+        /// The stream that is read there, [`NO_STREAM`] for none.
+        reads: u32,
+        /// The stream that is written there, likewise.
+        writes: u32,
+    }
+}
+
+/// No stream.
+pub const NO_STREAM: u32 = u32::MAX;
+
+shared! {
+    /// Key of the map `MAPPED`: executable memory that is recorded once.
+    pub struct MappedKey: 24 {
+        /// Number of the session.
+        slot: u32,
+        /// Device of the file; or of a process without one, its tgid.
+        place: u32,
+        /// Inode number of the file, 0 for memory without one.
+        inode: u64,
+        /// Start time of the process where there is no file.
+        start_ns: u64,
     }
 }
 
@@ -136,9 +187,17 @@ sites! {
     Signal = 11, "signal";
     /// A loop could not be run.
     Loop = 12, "loop";
+    /// An end of a session's stdio could not be stored.
+    StdioInsert = 13, "stdio-insert";
+    /// Data of a session's stdio, or its ends, could not be read.
+    ReadStdio = 14, "read-stdio";
+    /// What a system call was about could not be read.
+    ReadAction = 15, "read-action";
+    /// What was recorded once could not be remembered.
+    MappedInsert = 16, "mapped-insert";
 }
 
 /// Number of sites, for the size of the map.
-pub const SITES: u32 = 16;
+pub const SITES: u32 = 32;
 
 const _: () = assert!(Site::ALL.len() <= SITES as usize);

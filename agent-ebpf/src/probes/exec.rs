@@ -28,6 +28,7 @@ use crate::{
     path::{self, TAIL_MASK},
     scope::{self, Scope},
     scratch::{self, Slot, masked},
+    stdio,
     task::{Address, Identity, Task, follow, load, offset},
     terminal::{self, End},
 };
@@ -44,6 +45,9 @@ pub fn process_exec(context: BtfTracePointContext) -> i32 {
     let task = Task::from_argument(context.arg::<Address>(0));
     let who = task.identity();
     if let Some(scope) = scope::enter(task, who) {
+        if scope::executes(who) {
+            stdio::take_descriptors(task, who, scope.slot);
+        }
         record(&context, task, who, scope);
     }
     0
@@ -83,7 +87,7 @@ fn build_and_send(task: Task, who: Identity, scope: Scope, flags: u16, bprm: Add
     let pos = paths(exec, slot, task, bprm);
     let pos = names(exec, slot, bprm, pos);
     let (pos, lost) = arguments(exec, slot, task, who, scope.slot, pos);
-    let envelope = Envelope { ring: Ring::Audit, kind: Kind::Exec, flags, slot: scope.slot, who };
+    let envelope = Envelope { ring: Ring::Audit, kind: Kind::Exec as u16, flags, slot: scope.slot, who, yields: false };
     // `place` and the lengths of names and paths keep the tail within the mask.
     let len = Exec::SIZE as u64 + masked::<TAIL_MASK>(pos);
     emit::send(envelope, slot.record(), len, 0) && !lost

@@ -36,7 +36,7 @@ fn record(task: Task) {
         (*exit).code = code(task, signal);
         (*exit).reserved = 0;
     }
-    let envelope = Envelope { ring: Ring::Audit, kind: Kind::Exit, flags: 0, slot: session, who };
+    let envelope = Envelope { ring: Ring::Audit, kind: Kind::Exit as u16, flags: 0, slot: session, who, yields: false };
     emit::send(envelope, slot.record(), Exit::SIZE as u64, 0);
 }
 

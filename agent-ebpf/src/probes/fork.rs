@@ -50,6 +50,6 @@ fn record(context: &BtfTracePointContext, parent: Task, child: Task) {
         (*fork).child_tgid = made.tgid;
         (*fork).reserved = 0;
     }
-    let envelope = Envelope { ring: Ring::Audit, kind: Kind::Fork, flags, slot: scope.slot, who };
+    let envelope = Envelope { ring: Ring::Audit, kind: Kind::Fork as u16, flags, slot: scope.slot, who, yields: false };
     emit::send(envelope, slot.record(), Fork::SIZE as u64, 0);
 }

@@ -9,3 +9,7 @@ mod exit;
 mod syscall;
 
 mod pty;
+
+mod action;
+
+mod signal;

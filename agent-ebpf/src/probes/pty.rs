@@ -123,6 +123,13 @@ fn withhold(known: Terminal, who: Identity, bytes: u64) {
         (*withheld).index = known.index;
         (*withheld).reserved = 0;
     }
-    let envelope = Envelope { ring: Ring::Audit, kind: Kind::TerminalWithheld, flags: 0, slot: known.slot, who };
+    let envelope = Envelope {
+        ring: Ring::Audit,
+        kind: Kind::TerminalWithheld as u16,
+        flags: 0,
+        slot: known.slot,
+        who,
+        yields: false,
+    };
     emit::send(envelope, slot.record(), Withheld::SIZE as u64, bytes);
 }

@@ -11,14 +11,17 @@ use aya_ebpf::{
     maps::LruHashMap,
     programs::BtfTracePointContext,
 };
-use breakglass_abi::{ExecFailed, Kind, Ring, Terminal, Withheld, record::FLAG_UNTAGGED, settings::Site};
+use breakglass_abi::{ExecFailed, Kind, Ring, Terminal, Withheld, calls, record::FLAG_UNTAGGED, settings::Site};
 
+use super::action;
 use crate::{
     chunk::{self, Copy, Source},
+    descriptor::{self, CHARACTER, FIFO, REGULAR, SOCKET, TYPE_MASK},
     emit::{self, Envelope},
     fault, scope,
     scratch::{self, Slot, masked},
-    task::{Address, Identity, Task, constant, follow, load, offset, peek},
+    stdio,
+    task::{Address, Identity, Task, constant, load, offset, peek},
     terminal,
 };
 
@@ -44,25 +47,37 @@ const NAME_MAX: usize = 4096;
 /// Greatest errno.
 const ERRNO_MAX: i64 = 4095;
 
-/// What a system call is to us.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Call {
-    Read,
-    Write,
-    Exec,
-    ExecAt,
-    Other,
-}
+/// By number, what is looked at; see the abi crate.
+static TABLE: [u16; calls::NUMBERS] = calls::TABLE;
 
-/// A system call by number, and how its arguments lie.
+/// A system call that is looked at, and how its arguments lie.
 #[derive(Clone, Copy)]
 struct Decoded {
-    call: Call,
-    vectored: bool,
+    /// Its code in the list of calls.
+    call: u16,
     /// Arguments in the 32-bit registers.
     registers32: bool,
     /// Vectors with 32-bit members.
     vectors32: bool,
+}
+
+impl Decoded {
+    fn writes(self) -> bool {
+        self.call == calls::WRITE || self.call == calls::WRITE_VECTOR
+    }
+
+    fn vectored(self) -> bool {
+        self.call == calls::READ_VECTOR || self.call == calls::WRITE_VECTOR
+    }
+
+    /// Where a read or write keeps its data.
+    fn source(self) -> Source {
+        match (self.vectored(), self.vectors32) {
+            (false, _) => Source::User,
+            (true, false) => Source::UserVector,
+            (true, true) => Source::UserVectorCompat,
+        }
+    }
 }
 
 /// `TP_PROTO(struct pt_regs *regs, long id)`, host-wide: the number is tested before anything else is looked at.
@@ -79,22 +94,32 @@ pub fn syscall_enter(context: BtfTracePointContext) -> i32 {
 pub fn syscall_exit(context: BtfTracePointContext) -> i32 {
     let regs = context.arg::<Address>(0);
     let result: i64 = context.arg(1);
+    if let Some(decoded) = decode(regs) {
+        finished(regs, decoded, result);
+    }
+    0
+}
+
+/// At the exit of a call that is looked at.
+#[inline(always)]
+fn finished(regs: Address, decoded: Decoded, result: i64) {
     let task = Task::current();
-    let decoded = decode(regs, task);
     match decoded.call {
-        Call::Other => {}
-        Call::Exec | Call::ExecAt => {
+        calls::READ | calls::READ_VECTOR | calls::WRITE | calls::WRITE_VECTOR => {
+            moved(task, regs, decoded, result);
+        }
+        calls::EXEC | calls::EXEC_AT => {
             if (-ERRNO_MAX..0).contains(&result) {
                 exec_failed(task, regs, decoded, -result);
             }
         }
-        Call::Read | Call::Write => {
-            if by_syscall() {
-                master_end(task, regs, decoded, result);
+        calls::PIPE | calls::DUP => {
+            if result >= 0 {
+                connects(task, regs, decoded, result);
             }
         }
+        action => action::finished(task, regs, action, decoded.registers32, result),
     }
-    0
 }
 
 #[inline(always)]
@@ -108,44 +133,26 @@ fn compat(task: Task) -> bool {
     load::<u32>(task.address(), offset!(task_status)) & TS_COMPAT != 0
 }
 
+/// What a call is to us; `None` for almost all, by their number alone.
 #[inline(always)]
-fn decode(regs: Address, task: Task) -> Decoded {
+fn decode(regs: Address) -> Option<Decoded> {
     // The upper half of the register is whatever the caller left in it.
     let number = load::<u64>(regs, offset!(regs_orig_ax)) as u32;
-    if compat(task) {
-        let (call, vectored) = decode_32(number);
-        return Decoded { call, vectored, registers32: true, vectors32: true };
+    let row = number & !X32;
+    if row >= calls::NUMBERS as u32 {
+        return None;
     }
-    let (call, vectored) = decode_64(number);
-    Decoded { call, vectored, registers32: false, vectors32: number & X32 != 0 }
-}
-
-/// arch/x86/entry/syscalls/syscall_64.tbl; the numbers from 512 on are x32's.
-#[inline(always)]
-fn decode_64(number: u32) -> (Call, bool) {
-    match number & !X32 {
-        0 => (Call::Read, false),
-        1 => (Call::Write, false),
-        19 | 295 | 327 | 515 | 534 | 546 => (Call::Read, true),
-        20 | 296 | 328 | 516 | 535 | 547 => (Call::Write, true),
-        59 | 520 => (Call::Exec, false),
-        322 | 545 => (Call::ExecAt, false),
-        _ => (Call::Other, false),
+    let row = masked::<{ calls::NUMBERS as u64 - 1 }>(u64::from(row));
+    let entry = unsafe { core::ptr::read_volatile((&raw const TABLE).cast::<u16>().add(row as usize)) };
+    if entry == 0 {
+        return None;
     }
-}
-
-/// arch/x86/entry/syscalls/syscall_32.tbl.
-#[inline(always)]
-fn decode_32(number: u32) -> (Call, bool) {
-    match number {
-        3 => (Call::Read, false),
-        4 => (Call::Write, false),
-        145 | 333 | 378 => (Call::Read, true),
-        146 | 334 | 379 => (Call::Write, true),
-        11 => (Call::Exec, false),
-        358 => (Call::ExecAt, false),
-        _ => (Call::Other, false),
+    let compat = compat(Task::current());
+    let call = if compat { entry >> 8 } else { entry & 0xff };
+    if call == 0 {
+        return None;
     }
+    Some(Decoded { call, registers32: compat, vectors32: compat || number & X32 != 0 })
 }
 
 /// First and second argument of a call.
@@ -160,22 +167,9 @@ fn registers(regs: Address, decoded: Decoded) -> (u64, u64) {
     }
 }
 
-/// The master's `tty_struct` behind a descriptor of the task; `None` for everything that is not `/dev/ptmx`.
+/// The master's `tty_struct` behind a file; `None` for everything that is not `/dev/ptmx`.
 #[inline(always)]
-fn master_of(task: Task, descriptor: u64) -> Option<u64> {
-    let files = follow(task.address(), offset!(task_files))?;
-    let table = follow(files, offset!(files_fdt))?;
-    let descriptor = descriptor as u32;
-    let max: u32 = load(table, offset!(fdt_max));
-    if descriptor >= max {
-        return None;
-    }
-    let array: u64 = load(table, offset!(fdt_fd));
-    let file: u64 = peek(array + 8 * u64::from(descriptor), 0, Site::ReadTerminal)?;
-    if file == 0 {
-        return None;
-    }
-    let inode: u64 = peek(file, offset!(file_inode), Site::ReadTerminal)?;
+fn master_of(file: u64, inode: u64) -> Option<u64> {
     let device: u32 = peek(inode, offset!(inode_rdev), Site::ReadTerminal)?;
     if device != PTMX {
         return None;
@@ -190,13 +184,17 @@ fn master_of(task: Task, descriptor: u64) -> Option<u64> {
 /// At the entry of a write to a master: remembers whether its slave hides its input.
 #[inline(always)]
 fn note_write(regs: Address) {
-    let task = Task::current();
-    let decoded = decode(regs, task);
-    if decoded.call != Call::Write {
+    let Some(decoded) = decode(regs) else { return };
+    if !decoded.writes() {
         return;
     }
     let (descriptor, _) = registers(regs, decoded);
-    let Some(master) = master_of(task, descriptor) else { return };
+    let Some(file) = descriptor::file(Task::current(), descriptor, Site::ReadTerminal) else { return };
+    let Some((inode, mode)) = descriptor::inode(file, Site::ReadTerminal) else { return };
+    if mode & TYPE_MASK != CHARACTER {
+        return;
+    }
+    let Some(master) = master_of(file, inode) else { return };
     let Some(slave) = peek::<u64>(master, offset!(tty_link), Site::ReadTerminal) else { return };
     if slave == 0 || terminal::hides_input(slave) == Some(false) {
         return;
@@ -207,15 +205,57 @@ fn note_write(regs: Address) {
     }
 }
 
-/// At the exit of a read or write: if it was at the master end of a session's terminal, sends what it moved.
+/// At the exit of a read or write: sends what it moved at the master end of a session's terminal, or at an end of its stdio.
 #[inline(always)]
-fn master_end(task: Task, regs: Address, decoded: Decoded, result: i64) {
+fn moved(task: Task, regs: Address, decoded: Decoded, result: i64) {
     if result <= 0 {
         forget(decoded);
         return;
     }
     let (descriptor, address) = registers(regs, decoded);
-    let Some(master) = master_of(task, descriptor) else { return };
+    let Some(file) = descriptor::file(task, descriptor, Site::ReadTerminal) else { return };
+    let Some((inode, mode)) = descriptor::inode(file, Site::ReadTerminal) else { return };
+    match mode & TYPE_MASK {
+        CHARACTER => {
+            if by_syscall() {
+                master_end(task, file, inode, decoded, address, result);
+            }
+        }
+        FIFO | SOCKET => {
+            stdio::moved(task, inode, decoded.writes(), decoded.source(), address, result as u64);
+        }
+        REGULAR => {
+            if decoded.writes() {
+                action::wrote(task, file, inode);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// A login makes a pipe, or puts a descriptor where a program will look for its stdio.
+#[inline(always)]
+fn connects(task: Task, regs: Address, decoded: Decoded, result: i64) {
+    if decoded.call == calls::DUP && result > 2 {
+        return;
+    }
+    let who = task.identity();
+    let Some(scope) = scope::find(task, who) else { return };
+    if !scope::logs_in(who) {
+        return;
+    }
+    if decoded.call == calls::DUP {
+        stdio::take(task, who, scope.slot, result as u32);
+    } else {
+        let (descriptors, _) = registers(regs, decoded);
+        stdio::take_pipe(task, who, scope.slot, descriptors);
+    }
+}
+
+/// At the exit of a read or write on a terminal's master end.
+#[inline(always)]
+fn master_end(task: Task, file: u64, inode: u64, decoded: Decoded, address: u64, result: i64) {
+    let Some(master) = master_of(file, inode) else { return };
     let Some(slave) = peek::<u64>(master, offset!(tty_link), Site::ReadTerminal) else { return };
     if slave == 0 {
         return;
@@ -226,22 +266,18 @@ fn master_end(task: Task, regs: Address, decoded: Decoded, result: i64) {
         None => terminal::find(slave),
     };
     let Some(known) = known else { return };
-    if decoded.call == Call::Write && hidden(slave) {
+    if decoded.writes() && hidden(slave) {
         withhold(known, who, result as u64);
         return;
     }
     let (rows, cols) = terminal::size(slave);
     // In packet mode a read begins with a control byte that no screen shows.
-    let packet = if decoded.call == Call::Read && !decoded.vectored { packet_byte(master) } else { 0 };
+    let packet = if decoded.call == calls::READ { packet_byte(master) } else { 0 };
     let copy = Copy {
-        source: match (decoded.vectored, decoded.vectors32) {
-            (false, _) => Source::User,
-            (true, false) => Source::UserVector,
-            (true, true) => Source::UserVectorCompat,
-        },
+        source: decoded.source(),
         address: address + packet,
         total: result as u64 - packet,
-        kind: if decoded.call == Call::Read { Kind::TerminalOutput } else { Kind::TerminalInput },
+        kind: if decoded.writes() { Kind::TerminalInput } else { Kind::TerminalOutput },
         slot: known.slot,
         who,
         part: 0,
@@ -257,7 +293,7 @@ fn master_end(task: Task, regs: Address, decoded: Decoded, result: i64) {
 /// A write that moved nothing must not leave its mark for the next one.
 #[inline(always)]
 fn forget(decoded: Decoded) {
-    if decoded.call == Call::Write {
+    if decoded.writes() {
         let thread = bpf_get_current_pid_tgid();
         let _ = PENDING.remove(&thread);
     }
@@ -293,7 +329,14 @@ fn withhold(known: Terminal, who: Identity, bytes: u64) {
         (*withheld).index = known.index;
         (*withheld).reserved = 0;
     }
-    let envelope = Envelope { ring: Ring::Audit, kind: Kind::TerminalWithheld, flags: 0, slot: known.slot, who };
+    let envelope = Envelope {
+        ring: Ring::Audit,
+        kind: Kind::TerminalWithheld as u16,
+        flags: 0,
+        slot: known.slot,
+        who,
+        yields: false,
+    };
     emit::send(envelope, slot.record(), Withheld::SIZE as u64, bytes);
 }
 
@@ -304,7 +347,7 @@ fn exec_failed(task: Task, regs: Address, decoded: Decoded, errno: i64) {
     let Some(scope) = scope::enter(task, who) else { return };
     let Some(slot) = Slot::get(scratch::TRACE) else { return };
     let (first, second) = registers(regs, decoded);
-    let from = if decoded.call == Call::ExecAt { second } else { first };
+    let from = if decoded.call == calls::EXEC_AT { second } else { first };
     let failed: *mut ExecFailed = slot.record();
     let name_len = unsafe {
         let into = core::slice::from_raw_parts_mut(slot.record::<u8>().add(ExecFailed::SIZE), NAME_MAX);
@@ -323,6 +366,7 @@ fn exec_failed(task: Task, regs: Address, decoded: Decoded, errno: i64) {
         (*failed).reserved = 0;
     }
     let flags = if scope.tagged { 0 } else { FLAG_UNTAGGED };
-    let envelope = Envelope { ring: Ring::Audit, kind: Kind::ExecFailed, flags, slot: scope.slot, who };
+    let envelope =
+        Envelope { ring: Ring::Audit, kind: Kind::ExecFailed as u16, flags, slot: scope.slot, who, yields: false };
     emit::send(envelope, slot.record(), ExecFailed::SIZE as u64 + name_len, 0);
 }

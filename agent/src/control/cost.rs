@@ -15,6 +15,7 @@ use std::{
 use tokio::sync::{Mutex as Lane, Semaphore};
 
 use super::source::Group;
+use crate::blocking;
 
 /// Rest after a wrong proof, as a multiple of what it took.
 const REST: u32 = 4;
@@ -96,10 +97,7 @@ async fn measured<T: Send + 'static>(check: impl FnOnce() -> T + Send + 'static)
         let result = check();
         (result, started.elapsed())
     };
-    match tokio::task::spawn_blocking(timed).await {
-        Ok(result) => result,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
+    blocking::run(timed).await
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use breakglass_abi::{
 };
 use breakglass_api::v1::{self, ExecFault, KernelRef, event::Body};
 
+use super::actions;
 use crate::recorder::source::Observed;
 
 /// Most bytes of arguments or environment that are put together; the kernel takes 6 MiB of both (fs/exec.c, `bprm_stack_limits`).
@@ -62,7 +63,12 @@ impl Assembler {
     /// Takes one record, front and all. What it completes is appended to `out`; folding looks back no further than `from`.
     pub fn take(&mut self, ring: Ring, bytes: &[u8], out: &mut Vec<Observed>, from: usize) -> Result<(), Unreadable> {
         let header = Header::parse(bytes).ok_or(Unreadable)?;
-        match Kind::from_number(header.kind).ok_or(Unreadable)? {
+        let kind = Kind::from_number(header.kind).ok_or(Unreadable)?;
+        if ring == Ring::Audit && kind != Kind::ExecPart && kind != Kind::Exec {
+            // The programs do not interrupt an exec's records on their CPU: its end is lost.
+            out.extend(self.partial.remove(&header.cpu).map(incomplete));
+        }
+        match kind {
             Kind::ExecPart => return self.take_part(bytes, out),
             Kind::Exec => {
                 let event = self.take_exec(bytes, out)?;
@@ -79,6 +85,9 @@ impl Assembler {
             Kind::TerminalOutput => out.push(terminal(ring, bytes, output)?),
             Kind::TerminalInput => out.push(terminal(ring, bytes, input)?),
             Kind::TerminalWithheld => out.push(withheld(ring, bytes)?),
+            Kind::StdioOutput => out.push(terminal(ring, bytes, stdio_output)?),
+            Kind::StdioInput => out.push(terminal(ring, bytes, stdio_input)?),
+            action => out.push(actions::event(ring, action, bytes)?),
         }
         if header.flags & FLAG_UNTAGGED != 0 {
             out.push(untagged(&header));
@@ -320,6 +329,25 @@ fn input(chunk: &Chunk, data: &[u8]) -> Body {
     })
 }
 
+fn stdio_output(chunk: &Chunk, data: &[u8]) -> Body {
+    stdio(chunk, data, v1::stdio_data::Direction::Output)
+}
+
+fn stdio_input(chunk: &Chunk, data: &[u8]) -> Body {
+    stdio(chunk, data, v1::stdio_data::Direction::Input)
+}
+
+fn stdio(chunk: &Chunk, data: &[u8], direction: v1::stdio_data::Direction) -> Body {
+    Body::StdioData(v1::StdioData {
+        direction: direction.into(),
+        stream: chunk.part.into(),
+        data: data.to_vec(),
+        missing: chunk.span.saturating_sub(data.len() as u64),
+        by: Some(process(&chunk.header)),
+        login: Some(v1::Process { pid: chunk.index, start_ns: chunk.terminal }),
+    })
+}
+
 fn withheld(ring: Ring, bytes: &[u8]) -> Result<Observed, Unreadable> {
     let withheld = Withheld::parse(bytes).ok_or(Unreadable)?;
     let body = v1::InputWithheld {
@@ -354,7 +382,7 @@ pub fn wire_ring(ring: Ring) -> v1::Ring {
     }
 }
 
-fn observed(ring: Ring, header: &Header, body: Body) -> Observed {
+pub(super) fn observed(ring: Ring, header: &Header, body: Body) -> Observed {
     let origin = KernelRef { ring: wire_ring(ring).into(), cpu: header.cpu, seq: header.seq, more: 0 };
     let event = v1::Event { boot_ns: header.boot_ns, session: 0, origin: Some(origin), body: Some(body) };
     Observed { slot: header.slot, event }
@@ -367,7 +395,7 @@ fn set_range(event: &mut Observed, first: u64, last: u64) {
     }
 }
 
-fn process(header: &Header) -> v1::Process {
+pub(super) fn process(header: &Header) -> v1::Process {
     v1::Process { pid: header.tgid, start_ns: header.start_ns }
 }
 
@@ -389,11 +417,11 @@ fn same_task(a: &Header, b: &Header) -> bool {
     (a.tgid, a.tid, a.start_ns) == (b.tgid, b.tid, b.start_ns)
 }
 
-fn tail(bytes: &[u8], from: usize, len: usize) -> Result<&[u8], Unreadable> {
+pub(super) fn tail(bytes: &[u8], from: usize, len: usize) -> Result<&[u8], Unreadable> {
     bytes.get(from..).and_then(|rest| rest.get(..len)).ok_or(Unreadable)
 }
 
-fn until_nul(bytes: &[u8]) -> &[u8] {
+pub(super) fn until_nul(bytes: &[u8]) -> &[u8] {
     bytes.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
@@ -412,7 +440,7 @@ fn base_name(path: &[u8]) -> &[u8] {
 }
 
 /// A path from its components, deepest first, each with a NUL behind it.
-fn path_of(components: &[u8], walk: u32) -> Vec<u8> {
+pub(super) fn path_of(components: &[u8], walk: u32) -> Vec<u8> {
     let mut path = Vec::with_capacity(components.len() + 1);
     let parts: Vec<&[u8]> = strings(components).collect();
     for (depth, part) in parts.iter().rev().enumerate() {

@@ -205,6 +205,15 @@ fn a_lost_end_gives_what_is_there() {
 }
 
 #[test]
+fn whatever_a_cpu_sends_next_ends_its_half_exec() {
+    let (assembler, out) =
+        assemble(&[chunk_record(Kind::ExecPart, 10, PART_ARGV, 0, 8, b"abc\0"), failed_record(12, b"/bin/x\0")]);
+    assert!(!assembler.is_open());
+    assert_eq!(out.len(), 2);
+    assert_eq!(as_exec(&out[0]).faults, ExecFault::LostRecord as u32);
+}
+
+#[test]
 fn a_search_along_the_path_is_one_event() {
     let records = [
         failed_record(1, b"/usr/bin/x\0"),

@@ -4,14 +4,14 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use breakglass_abi::{
-    Counter, ProcessKey, Ring, Settings, Terminal,
+    Counter, ProcessKey, Ring, Settings, StdioEnd, Terminal,
     settings::{FAULT_ERRNOS, SLOT_CLOSING, Site},
 };
 
 use super::{error::KernelError, pins::Pins};
 
 /// Every map of the object, in any order.
-pub const NAMES: [&str; 14] = [
+pub const NAMES: [&str; 16] = [
     "AYA_LOGS",
     "AUDIT",
     "WITNESS",
@@ -21,7 +21,9 @@ pub const NAMES: [&str; 14] = [
     "GENERATION",
     "SCRATCH",
     "SETTINGS",
+    "MAPPED",
     "SLOTS",
+    "STDIO",
     "TAGS",
     "TERMINALS",
     "PENDING",
@@ -56,6 +58,7 @@ pub struct Maps {
     slots: HashMap<MapData, u32, u32>,
     tags: HashMap<MapData, [u64; 2], [u32; 2]>,
     terminals: HashMap<MapData, u64, [u64; 3]>,
+    stdio: HashMap<MapData, [u64; 2], [u64; 3]>,
     faults: PerCpuArray<MapData, u64>,
     generation: Array<MapData, [u8; 16]>,
 }
@@ -94,6 +97,7 @@ impl Maps {
             slots: open(pins, "SLOTS", Map::HashMap)?,
             tags: open(pins, "TAGS", Map::HashMap)?,
             terminals: open(pins, "TERMINALS", Map::HashMap)?,
+            stdio: open(pins, "STDIO", Map::LruHashMap)?,
             faults: open(pins, "FAULTS", Map::PerCpuArray)?,
             generation: open(pins, "GENERATION", Map::Array)?,
         })
@@ -169,6 +173,22 @@ impl Maps {
         for address in gone {
             absent_is_fine(self.terminals.remove(&address))
                 .map_err(|e| KernelError::map("cannot write", "TERMINALS", e))?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the ends of a session's stdio.
+    pub fn forget_stdio(&mut self, slot: u32) -> Result<(), KernelError> {
+        let mut gone = Vec::new();
+        for entry in self.stdio.iter() {
+            let (key, [_, process_and_slot, _]) = entry.map_err(|e| KernelError::map("cannot list", "STDIO", e))?;
+            const { assert!(StdioEnd::SIZE == size_of::<[u64; 3]>()) };
+            if (process_and_slot >> 32) as u32 == slot {
+                gone.push(key);
+            }
+        }
+        for key in gone {
+            absent_is_fine(self.stdio.remove(&key)).map_err(|e| KernelError::map("cannot write", "STDIO", e))?;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 //! [`Kernel::start`] loads the programs, or takes over those that an earlier agent left pinned and recording. [`Reader`] turns
 //! their records into events. `docs/KERNEL.md` describes maps, rings and invariants.
 
+mod actions;
 mod assemble;
 pub mod btf;
 mod error;
@@ -194,6 +195,7 @@ impl Kernel {
             }
         }
         self.maps.forget_terminals(slot)?;
+        self.maps.forget_stdio(slot)?;
         self.maps.untag(slot)?;
         self.maps.forget_slot(slot)
     }

@@ -56,12 +56,13 @@ pub enum Attached {
 pub const LOGGING: Program = PROGRAMS[1];
 
 /// All programs, in the order in which they are attached.
-pub const PROGRAMS: [Program; 7] = [
+pub const PROGRAMS: [Program; 8] = [
     Program { name: "process_exit", hook: Hook::Tracepoint("sched_process_exit"), attached: Attached::Always },
     Program { name: "process_fork", hook: Hook::Tracepoint("sched_process_fork"), attached: Attached::Always },
     Program { name: "process_exec", hook: Hook::Tracepoint("sched_process_exec"), attached: Attached::Always },
     Program { name: "syscall_enter", hook: Hook::Tracepoint("sys_enter"), attached: Attached::InSessionBasic },
     Program { name: "syscall_exit", hook: Hook::Tracepoint("sys_exit"), attached: Attached::InSession },
+    Program { name: "signal_sent", hook: Hook::Tracepoint("signal_generate"), attached: Attached::InSession },
     Program { name: "pty_write_enter", hook: Hook::Entry("pty_write"), attached: Attached::InSessionTrace },
     Program { name: "pty_write_exit", hook: Hook::Return("pty_write"), attached: Attached::InSessionTrace },
 ];

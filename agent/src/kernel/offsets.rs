@@ -53,7 +53,10 @@ const PATH: &str = "exec: paths";
 const EXIT: &str = "exit";
 const TERMINAL: &str = "terminals";
 const MASTER: &str = "terminals by system calls";
-const CALL: &str = "failed execs and terminals by system calls";
+const CALL: &str = "failed execs, terminals by system calls and what tasks do";
+const ACTION: &str = "what tasks do";
+const CONNECT: &str = "connections";
+const STDIO: &str = "stdio of sessions without a terminal";
 
 /// In the order of [`Offsets`].
 const TABLE: [Row; Offsets::COUNT] = [
@@ -101,6 +104,8 @@ const TABLE: [Row; Offsets::COUNT] = [
     row("file_path", &[("file", "f_path")], 0, PATH),
     row("file_inode", &[("file", "f_inode")], 8, "exec and terminals by system calls"),
     row("file_private", &[("file", "private_data")], 8, MASTER),
+    row("file_flags", &[("file", "f_flags")], 4, ACTION),
+    row("file_mode", &[("file", "f_mode")], 4, ACTION),
     row("path_mnt", &[("path", "mnt")], 8, PATH),
     row("path_dentry", &[("path", "dentry")], 8, PATH),
     row("fs_root", &[("fs_struct", "root")], 0, PATH),
@@ -140,6 +145,21 @@ const TABLE: [Row; Offsets::COUNT] = [
     row("regs_si", &[("pt_regs", "si")], 8, CALL),
     row("regs_bx", &[("pt_regs", "bx")], 8, CALL),
     row("regs_cx", &[("pt_regs", "cx")], 8, CALL),
+    row("regs_dx", &[("pt_regs", "dx")], 8, ACTION),
+    row("regs_r10", &[("pt_regs", "r10")], 8, ACTION),
+    row("regs_r8", &[("pt_regs", "r8")], 8, ACTION),
+    row("regs_r9", &[("pt_regs", "r9")], 8, ACTION),
+    row("regs_bp", &[("pt_regs", "bp")], 8, ACTION),
+    row("socket_sk", &[("socket", "sk")], 8, "stdio and connections"),
+    row("socket_inode", &[("socket_alloc", "vfs_inode")], 0, STDIO),
+    row("sock_socket", &[("sock", "sk_socket")], 8, STDIO),
+    row("sock_family", &[("sock", "__sk_common.skc_family")], 2, "stdio and connections"),
+    row("sock_port", &[("sock", "__sk_common.skc_dport")], 2, CONNECT),
+    row("sock_address", &[("sock", "__sk_common.skc_daddr")], 4, CONNECT),
+    optional("sock_address6", &[("sock", "__sk_common.skc_v6_daddr")], 16, CONNECT),
+    row("unix_peer", &[("unix_sock", "peer")], 8, STDIO),
+    row("sb_magic", &[("super_block", "s_magic")], 8, ACTION),
+    row("siginfo_code", &[("kernel_siginfo", "si_code")], 4, "signals"),
 ];
 
 /// Resolves every field, in the order of [`Offsets::NAMES`], as the words of the global `OFFSETS`.

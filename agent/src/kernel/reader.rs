@@ -10,7 +10,10 @@ use std::{
 
 use aya_log::EbpfLogger;
 use breakglass_abi::{Header, Ring as RingName};
-use breakglass_api::v1::{self, event::Body};
+use breakglass_api::{
+    checkpoint::{NUMBERS_MAX, Number},
+    v1::{self, event::Body},
+};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
@@ -35,8 +38,9 @@ use crate::recorder::source::{EventSource, Observed};
 
 /// How long records gather after the first: a wake-up for each would cost more than the records.
 const GATHER: Duration = Duration::from_millis(2);
-/// How long the rest of a half-read exec is waited for. The kernel sends an exec without sleeping, in under 10 ms for 12 MiB.
-const ASSEMBLY_WAIT: Duration = Duration::from_millis(100);
+/// How long the rest of a half-read exec is waited for. The kernel sends an exec without sleeping, in under 10 ms for 12 MiB,
+/// but a hypervisor can take its CPU away in the middle. A lost rest is mostly known earlier, by what its CPU sends next.
+const ASSEMBLY_WAIT: Duration = Duration::from_secs(1);
 /// How often the rest of a half-read exec is looked for.
 const ASSEMBLY_POLL: Duration = Duration::from_micros(200);
 /// How often the kernel's own counts are compared with what came.
@@ -309,6 +313,16 @@ impl EventSource for Reader {
     fn position(&self) -> Vec<u8> {
         let rings = self.rings.each_ref().map(Ring::position);
         Position { generation: self.generation, rings, tracks: self.tracks.clone() }.encode()
+    }
+
+    fn numbers(&self) -> Vec<Number> {
+        let number = |((ring, cpu), track): (&(u8, u32), &Track)| {
+            let name = RingName::ALL.into_iter().find(|name| *name as u8 == *ring)?;
+            Some(Number { ring: wire_ring(name) as u8, cpu: *cpu, upto: track.upto() })
+        };
+        let mut numbers: Vec<Number> = self.tracks.iter().filter_map(number).take(NUMBERS_MAX).collect();
+        numbers.sort_by_key(|number| (number.ring, number.cpu));
+        numbers
     }
 
     fn release(&mut self) {

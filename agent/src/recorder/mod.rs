@@ -11,6 +11,7 @@
 pub mod clock;
 mod idle;
 mod names;
+mod reach;
 mod round;
 pub mod source;
 #[cfg(test)]
@@ -39,8 +40,10 @@ use tokio::{
 };
 use uuid::Uuid;
 
+pub use self::reach::{Mark, Reach};
 use self::{
     names::Names,
+    reach::Reached,
     source::EventSource,
     ticket::{GivenUp, Ticket, Waiter},
     worker::Worker,
@@ -155,6 +158,7 @@ struct Inner {
 #[derive(Default)]
 struct Shared {
     names: Names,
+    reach: Reached,
     stats: Mutex<RecorderStats>,
     stopping: AtomicBool,
 }
@@ -183,6 +187,7 @@ impl Recorder {
         let end = spool.durable();
         let (publish, durable) = watch::channel((end.seq, end.hash));
         let shared = Arc::new(Shared::default());
+        shared.reach.begin(spool.next().stream_id, clock::boot_id(), (end.seq, end.hash));
         for (slot, session) in names {
             shared.names.set(*slot, *session);
         }
@@ -254,6 +259,21 @@ impl Recorder {
     /// The last durable frame: sequence (0 if none) and hash.
     pub fn durable(&self) -> watch::Receiver<(u64, Hash)> {
         self.inner.durable.clone()
+    }
+
+    /// How far the record reaches.
+    pub fn reach(&self) -> Reach {
+        self.inner.shared.reach.now()
+    }
+
+    /// Counts what [`Self::take_marks`] would return.
+    pub fn marks(&self) -> watch::Receiver<u64> {
+        self.inner.shared.reach.marks()
+    }
+
+    /// What happened since the last call that should be signed for at once.
+    pub fn take_marks(&self) -> (u16, Vec<Mark>) {
+        self.inner.shared.reach.take()
     }
 
     /// What was done, and what is wrong.

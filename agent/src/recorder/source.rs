@@ -2,7 +2,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use breakglass_api::v1::Event;
+use breakglass_api::{checkpoint::Number, v1::Event};
 
 /// One event and the kernel's number of the session that it belongs to.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +30,11 @@ pub trait EventSource: Send {
 
     /// Where the next `read` will begin, for `resume`. Opaque.
     fn position(&self) -> Vec<u8>;
+
+    /// Up to which number of each ring and CPU everything was read, or declared missing; ascending by ring and CPU.
+    fn numbers(&self) -> Vec<Number> {
+        Vec::new()
+    }
 
     /// Everything read so far is durable; the source may forget it.
     fn release(&mut self);

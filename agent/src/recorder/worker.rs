@@ -7,6 +7,7 @@ use std::{
 };
 
 use breakglass_api::{
+    checkpoint::Number,
     frame::{FrameError, Hash, Sealer},
     v1::{ClockStep, Event, event::Body},
 };
@@ -14,11 +15,12 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     Command, Options, Shared, clock,
+    reach::Noted,
     round::{EVENT_MAX, Item, divide, seal},
     source::{EventSource, Observed},
     ticket::Ticket,
 };
-use crate::spool::{Spool, SpoolError, resume};
+use crate::spool::{Position, Spool, SpoolError, resume};
 
 /// Longest sleep without anything to do; only a safety net, as everything that matters wakes the thread.
 const IDLE_WAIT: Duration = Duration::from_secs(1);
@@ -265,7 +267,7 @@ impl Worker {
         self.items.extend(step);
         // The rings of several CPUs come one after the other; within a frame time runs forward.
         self.items.sort_by_key(|item| item.event.boot_ns);
-        let position = self.source.position();
+        let (position, numbers) = (self.source.position(), self.source.numbers());
         let frames = divide(&self.items);
         let mut sealed = Vec::with_capacity(frames.len());
         let mut bytes = 0;
@@ -294,6 +296,7 @@ impl Worker {
         (self.position, self.wall_offset_ns, self.last_commit) =
             (position, Some(now.wall_offset_ns), Some(Instant::now()));
         self.count(sealed.len() as u64, bytes);
+        self.note(&sealed, &end, numbers);
         self.publish.send_replace((end.seq, end.hash));
         self.answer(&sealed, now.boot_ns, end.seq);
         Ok(())
@@ -308,6 +311,18 @@ impl Worker {
         }
         let body = Some(Body::ClockStep(ClockStep { nanoseconds: moved }));
         Some(Item::new(Event { boot_ns: now.boot_ns, body, ..Event::default() }, None, None))
+    }
+
+    /// Says how far the record reaches now, before anybody is woken by it.
+    fn note(&self, frames: &[(std::ops::Range<usize>, u64)], end: &Position, numbers: Vec<Number>) {
+        let mut noted = Noted::default();
+        for (range, seq) in frames {
+            for item in self.items.get(range.clone()).unwrap_or_default() {
+                noted.see(&item.event, item.session, *seq);
+            }
+        }
+        let stream_id = self.spool.next().stream_id;
+        self.shared.reach.advance(stream_id, self.boot_id, (end.seq, end.hash), numbers, noted);
     }
 
     fn count(&self, frames: u64, bytes: u64) {

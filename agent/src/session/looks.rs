@@ -26,18 +26,22 @@ const STORED_MAX: u64 = 64 << 20;
 pub struct Looks {
     folder: PathBuf,
     own_pins: PathBuf,
+    walk: bool,
     /// Stored looks by name: the walk at rest, and one a session whose comparison is not done, which is one or two.
     memory: Mutex<BTreeMap<String, Vec<u8>>>,
 }
 
 impl Looks {
-    /// Keeps looks in `folder`. Pins of the agent's own are not compared.
-    pub fn new(folder: PathBuf, own_pins: PathBuf) -> Self {
-        Self { folder, own_pins, memory: Mutex::default() }
+    /// Keeps looks in `folder`. Pins of the agent's own are not compared; file systems are walked only where `walk` says so.
+    pub fn new(folder: PathBuf, own_pins: PathBuf, walk: bool) -> Self {
+        Self { folder, own_pins, walk, memory: Mutex::default() }
     }
 
     /// Walks the file systems; takes seconds. To be called while no session is open.
     pub fn at_rest(&self) -> io::Result<()> {
+        if !self.walk {
+            return Ok(());
+        }
         self.keep(REST, &self.look(Part::Walk))
     }
 
@@ -49,19 +53,19 @@ impl Looks {
     /// Looks again and compares; takes seconds. The look from before is used up, and this one's walk is kept for the next session.
     pub fn after(&self, session: Uuid) -> LeftBehind {
         let name = session.to_string();
-        let (settings, walk) = (self.kept(&name), self.kept(REST));
-        let (now_settings, now_walk) = (self.look(Part::Settings), self.look(Part::Walk));
-        if let Err(error) = self.keep(REST, &now_walk) {
-            tracing::warn!(folder = %self.folder.display(), %error, "the look at the host cannot be kept");
-        }
+        let settings = self.kept(&name);
+        let now_settings = self.look(Part::Settings);
+        let walks = self.walk_again();
         self.memory().remove(&name);
         // Missing already where it could not be kept.
         let _ = fs::remove_file(self.folder.join(&name));
-        match (settings, walk) {
-            (Ok(settings), Ok(walk)) => aftermath::left_behind(&settings.join(walk), &now_settings.join(now_walk)),
-            (Ok(settings), Err(error)) => {
+        match (settings, walks) {
+            (Ok(settings), Ok((walk, now_walk))) => {
+                aftermath::left_behind(&settings.join(walk), &now_settings.join(now_walk))
+            }
+            (Ok(settings), Err(why)) => {
                 let mut left = aftermath::left_behind(&settings, &now_settings);
-                incomplete(&mut left, format!("files with special rights: there is no look from before ({error})"));
+                incomplete(&mut left, format!("files with special rights: {why}"));
                 left
             }
             (Err(error), _) => {
@@ -70,6 +74,19 @@ impl Looks {
                 left
             }
         }
+    }
+
+    /// The walk from before and a new one, which takes its place; or why there is nothing to compare.
+    fn walk_again(&self) -> Result<(Snapshot, Snapshot), String> {
+        if !self.walk {
+            return Err("aftermath.walk is off".to_owned());
+        }
+        let before = self.kept(REST);
+        let now = self.look(Part::Walk);
+        if let Err(error) = self.keep(REST, &now) {
+            tracing::warn!(folder = %self.folder.display(), %error, "the look at the host cannot be kept");
+        }
+        before.map(|before| (before, now)).map_err(|error| format!("there is no look from before ({error})"))
     }
 
     fn memory(&self) -> MutexGuard<'_, BTreeMap<String, Vec<u8>>> {
@@ -115,7 +132,7 @@ mod tests {
     #[test]
     fn without_a_look_from_before_the_event_says_so() {
         let folder = tempfile::tempdir().unwrap();
-        let looks = Looks::new(folder.path().join("looks"), "/nowhere".into());
+        let looks = Looks::new(folder.path().join("looks"), "/nowhere".into(), true);
         let left = looks.after(Uuid::now_v7());
         assert!(!left.complete && left.changes.is_empty());
         assert!(left.not_covered.iter().any(|line| line.contains("no look from before")), "{:?}", left.not_covered);

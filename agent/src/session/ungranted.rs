@@ -2,7 +2,10 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use breakglass_api::v1::{Alert, Event, Exec, Ring, event::Body};
+use breakglass_api::{
+    checkpoint::Number,
+    v1::{Alert, Event, Exec, Ring, event::Body},
+};
 
 use crate::recorder::source::{EventSource, Observed};
 
@@ -40,6 +43,10 @@ impl<S: EventSource> EventSource for Ungranted<S> {
 
     fn position(&self) -> Vec<u8> {
         self.source.position()
+    }
+
+    fn numbers(&self) -> Vec<Number> {
+        self.source.numbers()
     }
 
     fn release(&mut self) {

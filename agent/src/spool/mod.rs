@@ -76,6 +76,7 @@ use std::path::PathBuf;
 
 use breakglass_api::frame::{self, Hash};
 
+pub(crate) use self::fs::{read_full, read_small, remove_if_there, write_all};
 pub use self::{
     error::SpoolError,
     fs::{Disk, DiskFile, FileSystem, OsDisk},

@@ -4,6 +4,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod checkpoint;
+pub mod evidence;
 pub mod frame;
 pub mod grant;
 

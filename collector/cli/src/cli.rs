@@ -11,7 +11,7 @@ use clap_complete::Shell;
 
 use crate::{
     config::Config,
-    operator,
+    evidence, operator,
     print::{Color, Options, note, safe},
     security::{self, client},
 };
@@ -24,6 +24,7 @@ Exit codes:
   3  refused by the host or the collector; the message says why
   4  nothing found, no such session
   5  cannot connect
+  6  verify: sound, but no --host-key to hold it against
 
 The configuration is looked for in --config, $BREAKGLASS_CONFIG and ~/.config/breakglass/config.toml, in this order.";
 
@@ -92,6 +93,10 @@ pub enum Command {
     Events(security::events::EventsArgs),
     /// Find text in commands, in what was typed and in what the screen showed
     Search(security::search::SearchArgs),
+    /// Save everything that proves a session, as one file to be verified offline
+    Export(security::export::ExportArgs),
+    /// Verify an evidence file: offline, with public keys only
+    Verify(evidence::VerifyArgs),
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  breakglass completions bash > /etc/bash_completion.d/breakglass")]
     Completions {
@@ -112,8 +117,12 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
     if let Command::Completions { shell } = cli.command {
         return completions(shell);
     }
-    let config = Config::load(cli.global.config.as_deref())?;
     let options = Options { json: cli.global.json, color: cli.global.color, utc: cli.global.utc };
+    if let Command::Verify(args) = &cli.command {
+        // Needs no configuration, so that anybody can.
+        return evidence::run(args, &options);
+    }
+    let config = Config::load(cli.global.config.as_deref())?;
     match &cli.command {
         Command::Open(args) => operator::run_open(args, &config).await,
         Command::Cosign(args) => operator::run_cosign(args, &config).await,
@@ -125,6 +134,8 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Replay(args) => security::replay::run(args, &config, &options).await,
         Command::Events(args) => security::events::run(args, &config, &options).await,
         Command::Search(args) => security::search::run(args, &config, &options).await,
+        Command::Export(args) => security::export::run(args, &config, &options).await,
+        Command::Verify(args) => evidence::run(args, &options),
         Command::Completions { shell } => completions(*shell),
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod evidence;
 pub mod operator;
 pub mod print;
 pub mod security;

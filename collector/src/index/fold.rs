@@ -2,9 +2,11 @@
 
 use breakglass_api::frame::Header;
 use breakglass_api::v1::event::Body;
+use breakglass_api::v1::stdio_data::Direction;
 use breakglass_api::v1::{Event, Exec, ExecFailed, Exit, Process, Ring, SearchKind, SessionClosed, SessionOpened};
 use prost::Message;
 
+use super::actions;
 use super::model::{
     Changes, CommandRow, Decoded, ExitRow, LineRow, SessionKey, SessionState, Slot, TerminalKey, TerminalState, Uuid,
     Working, command_id,
@@ -126,6 +128,25 @@ fn session_event(working: &mut Working, changes: &mut Changes, at: Place<'_>, uu
         Some(Body::InputWithheld(withheld)) => {
             session.withheld_bytes = session.withheld_bytes.saturating_add(withheld.bytes);
         }
+        Some(Body::StdioData(data)) => {
+            let bytes = match data.direction() {
+                Direction::Input => &mut session.stdio_input_bytes,
+                Direction::Output | Direction::Unspecified => &mut session.stdio_output_bytes,
+            };
+            *bytes = bytes.saturating_add(data.data.len() as u64);
+        }
+        Some(
+            body @ (Body::FileAction(_)
+            | Body::SocketAction(_)
+            | Body::CredentialsChanged(_)
+            | Body::NamespacesChanged(_)
+            | Body::SystemAction(_)),
+        ) => {
+            session.actions += 1;
+            if let Some((kind, text)) = actions::line(body) {
+                push_line(working, changes, kind, row, 0, at.wall_ns(), text);
+            }
+        }
         Some(Body::SessionOpened(opened)) => open(working, at, key, opened),
         Some(Body::SessionExtended(extended)) => session.deadline_ns = at.header.wall_ns(extended.deadline_boot_ns),
         Some(Body::SessionResumed(resumed)) => session.deadline_ns = at.header.wall_ns(resumed.deadline_boot_ns),
@@ -142,7 +163,10 @@ fn session_event(working: &mut Working, changes: &mut Changes, at: Place<'_>, uu
             | Body::AgentStopping(_)
             | Body::ClockStep(_)
             | Body::LeftBehind(_)
-            | Body::Login(_),
+            | Body::Login(_)
+            | Body::Checkpoint(_)
+            | Body::KeyEvolved(_)
+            | Body::KeyIntroduced(_),
         )
         | None => {}
     }

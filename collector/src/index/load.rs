@@ -3,12 +3,14 @@
 use std::collections::HashSet;
 use std::collections::hash_map::Entry;
 
+use breakglass_api::checkpoint::{Kind, PublicKey, Signed};
 use breakglass_api::v1::event::Body;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
 
+use super::attest::{self, Known, Signer};
 use super::model::{Decoded, HostState, SessionKey, SessionState, Slot, TerminalKey, TerminalState, Uuid, Working};
-use crate::store::{from_db, to_db};
+use crate::store::{Store, StoreError, from_db, to_db};
 
 /// The numbers of the last rows, for a working state that knows nothing else.
 pub async fn begin(connection: &mut SqliteConnection) -> sqlx::Result<Working> {
@@ -31,6 +33,8 @@ pub async fn refer(connection: &mut SqliteConnection, working: &mut Working, fra
         let open = working.hosts.get(&frame.host).and_then(|host| host.open);
         sessions.extend(open.map(|uuid| (frame.host, uuid)));
         sessions.extend(frame.events().filter_map(|(_, uuid)| Some((frame.host, uuid?))));
+        let marked = attest::statements(frame).filter_map(|statement| attest::mark(&statement));
+        sessions.extend(marked.map(|(uuid, _)| (frame.host, uuid)));
     }
     for key in sessions {
         if !working.sessions.contains_key(&key)
@@ -88,16 +92,73 @@ async fn refer_terminals(
 }
 
 async fn load_host(connection: &mut SqliteConnection, host: i64) -> sqlx::Result<HostState> {
-    let row = sqlx::query("SELECT frames, events, open_session FROM hosts WHERE host = ?")
-        .bind(host)
-        .fetch_optional(connection)
-        .await?;
+    let row =
+        sqlx::query("SELECT frames, events, open_session, host_key, epoch, signing_key FROM hosts WHERE host = ?")
+            .bind(host)
+            .fetch_optional(connection)
+            .await?;
     let Some(row) = row else { return Ok(HostState::default()) };
     Ok(HostState {
         frames: from_db(row.try_get(0)?),
         events: from_db(row.try_get(1)?),
         open: row.try_get::<Option<Vec<u8>>, _>(2)?.as_deref().map(uuid_of).transpose()?,
+        signer: signer_of(&row)?,
     })
+}
+
+/// What a host signs with, from its row.
+pub fn signer_of(row: &SqliteRow) -> sqlx::Result<Option<Signer>> {
+    let key = |column: &str| {
+        let bytes: Option<Vec<u8>> = row.try_get(column)?;
+        let wrong = |_| sqlx::Error::Decode("a key of the wrong length".into());
+        bytes.map(|bytes| PublicKey::try_from(bytes.as_slice()).map_err(wrong)).transpose()
+    };
+    let epoch = from_db(row.try_get("epoch")?);
+    let keys = key("host_key")?.zip(key("signing_key")?);
+    Ok(keys.map(|(host_key, key)| Signer { host_key, epoch, key }))
+}
+
+/// What the statements of `frames` are to be compared with.
+pub async fn known(connection: &mut SqliteConnection, store: &Store, frames: &[Decoded]) -> sqlx::Result<Known> {
+    let mut known = Known::default();
+    if frames.iter().all(|frame| attest::statements(frame).next().is_none()) {
+        return Ok(known);
+    }
+    let failed = |error: StoreError| error.source;
+    for (row, host) in store.hosts().await.map_err(failed)? {
+        known.host_ids.extend(uuid::Uuid::parse_str(&host.host_id).ok().map(|id| (row, id.into_bytes())));
+    }
+    for frame in frames {
+        for statement in attest::statements(frame) {
+            let place = (statement.stream_id, statement.seq);
+            if statement.seq > 0 && !known.hashes.contains_key(&place) {
+                let held = store.held(statement.stream_id, statement.seq).await.map_err(failed)?;
+                known.hashes.extend(held.map(|hash| (place, hash)));
+            }
+            let key = (frame.host, statement.host_key, statement.epoch);
+            if let Kind::NextKey(_) = statement.kind
+                && !known.links.contains_key(&key)
+                && let Some(link) = load_link(connection, key).await?
+            {
+                known.links.insert(key, link);
+            }
+        }
+    }
+    Ok(known)
+}
+
+async fn load_link(
+    connection: &mut SqliteConnection,
+    (host, host_key, epoch): (i64, PublicKey, u64),
+) -> sqlx::Result<Option<Signed>> {
+    let query = "SELECT signed FROM statements WHERE host = ? AND host_key = ? AND epoch = ? AND link = 1";
+    let row: Option<Vec<u8>> = sqlx::query_scalar(query)
+        .bind(host)
+        .bind(host_key.as_slice())
+        .bind(to_db(epoch))
+        .fetch_optional(connection)
+        .await?;
+    Ok(row.and_then(|bytes| Signed::parse(&bytes).ok()))
 }
 
 async fn load_session(connection: &mut SqliteConnection, key: SessionKey) -> sqlx::Result<Option<SessionState>> {
@@ -127,6 +188,9 @@ pub fn session_of(row: &SqliteRow) -> sqlx::Result<SessionState> {
         terminal_bytes: count("terminal_bytes")?,
         input_bytes: count("input_bytes")?,
         withheld_bytes: count("withheld_bytes")?,
+        stdio_output_bytes: count("stdio_output_bytes")?,
+        stdio_input_bytes: count("stdio_input_bytes")?,
+        actions: count("actions")?,
         events: count("events")?,
         gaps: count("gaps")?,
         alerts: count("alerts")?,

@@ -4,9 +4,12 @@
 //! one transaction, so that every frame counts exactly once whenever the process is killed. The database, `data/index.db`,
 //! can be deleted at any time: it is built again, with the same content.
 
+mod actions;
+mod attest;
 mod fold;
 mod load;
 mod model;
+mod proof;
 mod read;
 mod write;
 
@@ -21,15 +24,17 @@ use sqlx::sqlite::SqlitePool;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+pub use attest::hex;
 pub use fold::starts_command;
 pub use model::{Decoded, session_of};
+pub use proof::{FindingRecord, StatementRecord};
 pub use read::{CommandRecord, HitRecord, IndexReader, SearchFilter, SessionRecord, TerminalRecord, Uuid};
 
 use self::model::{Changes, Working};
 use crate::store::{Durability, OpenError, Page, Result, Span, Store, StoreError, StoredFrame, close, open_pools};
 
 /// Version of what is derived and how. An index of another version is built again.
-const VERSION: i64 = 1;
+const VERSION: i64 = 3;
 const SCHEMA: &[&str] = &[include_str!("schema.sql")];
 /// Frames in one pass: enough to share a transaction, few enough that the first is soon found.
 const PASS: Page = Page { events: 16_384, bytes: 8 * 1024 * 1024 };
@@ -226,10 +231,12 @@ impl Indexer {
             None => load::begin(&mut transaction).await?,
         };
         load::refer(&mut transaction, &mut working, &decoded).await?;
+        let known = load::known(&mut transaction, &self.store, &decoded).await?;
         let folding = tokio::task::spawn_blocking(move || {
             let mut changes = Changes::default();
             for frame in &decoded {
                 fold::frame(&mut working, &mut changes, frame);
+                attest::frame(&mut working, &mut changes, &known, frame);
             }
             (working, changes)
         });

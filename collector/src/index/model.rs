@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use breakglass_api::frame::Header;
 use breakglass_api::v1::{Batch, Event, SearchKind};
 
+use super::attest::{FindingRow, Signer, StatementRow};
 use crate::transcript::{Line, Transcript};
 
 /// A session's UUID.
@@ -56,6 +57,8 @@ pub struct HostState {
     pub events: u64,
     /// The session that was opened last, until it is closed.
     pub open: Option<Uuid>,
+    /// What it signs with, once it has said so.
+    pub signer: Option<Signer>,
 }
 
 /// A session's row. See the schema for the columns.
@@ -75,6 +78,9 @@ pub struct SessionState {
     pub terminal_bytes: u64,
     pub input_bytes: u64,
     pub withheld_bytes: u64,
+    pub stdio_output_bytes: u64,
+    pub stdio_input_bytes: u64,
+    pub actions: u64,
     pub events: u64,
     pub gaps: u64,
     pub alerts: u64,
@@ -241,6 +247,8 @@ pub struct Changes {
     pub started: HashMap<ProcessKey, usize>,
     pub exits: Vec<ExitRow>,
     pub lines: Vec<LineRow>,
+    pub statements: Vec<StatementRow>,
+    pub findings: Vec<FindingRow>,
     pub hosts: HashSet<i64>,
     pub sessions: HashSet<SessionKey>,
     pub terminals: HashSet<TerminalKey>,

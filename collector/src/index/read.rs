@@ -9,7 +9,7 @@ use sqlx::{QueryBuilder, Row, Sqlite};
 use tokio::sync::watch;
 
 use super::failed;
-use super::load::{session_of, terminal_of, uuid_of};
+use super::load::{session_of, signer_of, terminal_of, uuid_of};
 use super::model::{HostState, SessionState, TerminalState, command_id, command_number};
 use crate::store::{Result, from_db};
 
@@ -27,7 +27,7 @@ const TRIGRAMS_MAX: usize = 24;
 /// The reading side of the index. Cheap to clone.
 #[derive(Clone)]
 pub struct IndexReader {
-    pool: SqlitePool,
+    pub(super) pool: SqlitePool,
     indexed: watch::Receiver<i64>,
 }
 
@@ -132,7 +132,7 @@ impl IndexReader {
 
     /// Counters of every host that has sent frames.
     pub async fn hosts(&self) -> Result<Vec<(i64, HostState)>> {
-        let rows = sqlx::query("SELECT host, frames, events, open_session FROM hosts")
+        let rows = sqlx::query("SELECT host, frames, events, open_session, host_key, epoch, signing_key FROM hosts")
             .fetch_all(&self.pool)
             .await
             .map_err(failed("list hosts"))?;
@@ -358,6 +358,7 @@ fn host_of(row: &SqliteRow) -> sqlx::Result<(i64, HostState)> {
         frames: from_db(row.try_get(1)?),
         events: from_db(row.try_get(2)?),
         open: open.map(uuid_of).transpose()?,
+        signer: signer_of(row)?,
     };
     Ok((row.try_get(0)?, state))
 }

@@ -11,8 +11,48 @@ CREATE TABLE hosts (
     host         INTEGER PRIMARY KEY,
     frames       INTEGER NOT NULL,
     events       INTEGER NOT NULL,
-    open_session BLOB
+    open_session BLOB,
+    -- What it is known by, and what it signs with now; absent until it has introduced a key.
+    host_key     BLOB,
+    epoch        INTEGER NOT NULL,
+    signing_key  BLOB
 ) STRICT;
+
+-- Statements that hold, in the order in which they came. Links of the chain of keys and checkpoints.
+CREATE TABLE statements (
+    id       INTEGER PRIMARY KEY,
+    host     INTEGER NOT NULL,
+    host_key BLOB NOT NULL,
+    epoch    INTEGER NOT NULL,
+    -- Whether it names the next key.
+    link     INTEGER NOT NULL,
+    stream   BLOB NOT NULL,
+    -- The last frame that it covers, and the frame that holds it.
+    seq      INTEGER NOT NULL,
+    carrier  INTEGER NOT NULL,
+    arrival  INTEGER NOT NULL,
+    -- The session whose opening (2) or closing (4) it marks; see the checkpoint module of the breakglass-api crate.
+    session  BLOB,
+    mark     INTEGER NOT NULL,
+    signed   BLOB NOT NULL
+) STRICT;
+
+CREATE UNIQUE INDEX links_by_epoch ON statements (host, host_key, epoch) WHERE link = 1;
+CREATE INDEX statements_by_seq ON statements (host, stream, seq);
+CREATE INDEX statements_by_session ON statements (session) WHERE session IS NOT NULL;
+
+-- What does not hold. Belongs to the session that was open.
+CREATE TABLE findings (
+    id      INTEGER PRIMARY KEY,
+    host    INTEGER NOT NULL,
+    session BLOB,
+    carrier INTEGER NOT NULL,
+    wall_ns INTEGER NOT NULL,
+    code    TEXT NOT NULL,
+    message TEXT NOT NULL
+) STRICT;
+
+CREATE INDEX findings_by_session ON findings (host, session);
 
 -- A session belongs to the host that recorded it: two hosts cannot write into one.
 CREATE TABLE sessions (
@@ -32,6 +72,9 @@ CREATE TABLE sessions (
     terminal_bytes  INTEGER NOT NULL,
     input_bytes     INTEGER NOT NULL,
     withheld_bytes  INTEGER NOT NULL,
+    stdio_output_bytes INTEGER NOT NULL,
+    stdio_input_bytes  INTEGER NOT NULL,
+    actions         INTEGER NOT NULL,
     events          INTEGER NOT NULL,
     gaps            INTEGER NOT NULL,
     alerts          INTEGER NOT NULL,

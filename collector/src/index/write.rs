@@ -1,13 +1,15 @@
 //! Writes what a pass yielded, many rows in one statement where there are many.
 
+use breakglass_api::checkpoint::Kind;
 use sqlx::SqliteConnection;
 use std::collections::HashMap;
 
 use sqlx::query::Query;
 use sqlx::sqlite::{Sqlite, SqliteArguments};
 
+use super::attest::{self, FindingRow, StatementRow};
 use super::fold::split;
-use super::model::{Changes, CommandRow, LineRow, SessionKey, SessionState, TerminalKey, Working};
+use super::model::{Changes, CommandRow, HostState, LineRow, SessionKey, SessionState, TerminalKey, Working};
 use crate::store::to_db;
 
 /// Most rows in one statement. Halved for what remains, so that there are few different statements to prepare.
@@ -19,6 +21,8 @@ type Bound<'q> = Query<'q, Sqlite, SqliteArguments<'q>>;
 pub async fn apply(connection: &mut SqliteConnection, working: &mut Working, changes: &Changes) -> sqlx::Result<()> {
     insert_commands(connection, &changes.commands).await?;
     insert_lines(connection, &changes.lines).await?;
+    insert_statements(connection, &changes.statements).await?;
+    insert_findings(connection, &changes.findings).await?;
     end_commands(connection, working, changes).await?;
     let lines = line_ranges(changes);
     for key in &changes.sessions {
@@ -32,13 +36,7 @@ pub async fn apply(connection: &mut SqliteConnection, working: &mut Working, cha
     }
     for host in &changes.hosts {
         if let Some(state) = working.hosts.get(host) {
-            sqlx::query("INSERT OR REPLACE INTO hosts (host, frames, events, open_session) VALUES (?, ?, ?, ?)")
-                .bind(host)
-                .bind(to_db(state.frames))
-                .bind(to_db(state.events))
-                .bind(state.open.as_ref().map(|uuid| uuid.as_slice()))
-                .execute(&mut *connection)
-                .await?;
+            write_host(connection, *host, state).await?;
         }
     }
     for key in &changes.terminals {
@@ -147,6 +145,61 @@ async fn end_commands(connection: &mut SqliteConnection, working: &mut Working, 
     Ok(())
 }
 
+async fn write_host(connection: &mut SqliteConnection, host: i64, state: &HostState) -> sqlx::Result<()> {
+    let signer = state.signer.as_ref();
+    sqlx::query(
+        "INSERT OR REPLACE INTO hosts (host, frames, events, open_session, host_key, epoch, signing_key)
+         VALUES (?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(host)
+    .bind(to_db(state.frames))
+    .bind(to_db(state.events))
+    .bind(state.open.as_ref().map(|uuid| uuid.as_slice()))
+    .bind(signer.map(|signer| signer.host_key.as_slice()))
+    .bind(to_db(signer.map_or(0, |signer| signer.epoch)))
+    .bind(signer.map(|signer| signer.key.as_slice()))
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+async fn insert_statements(connection: &mut SqliteConnection, rows: &[StatementRow]) -> sqlx::Result<()> {
+    let head =
+        "INSERT OR IGNORE INTO statements (host, host_key, epoch, link, stream, seq, carrier, arrival, session, mark,
+                signed)";
+    insert_many(connection, head, 11, rows, |query, row| {
+        let statement = &row.signed.statement;
+        let mark = attest::mark(statement);
+        query
+            .bind(row.host)
+            .bind(statement.host_key.as_slice())
+            .bind(to_db(statement.epoch))
+            .bind(matches!(statement.kind, Kind::NextKey(_)))
+            .bind(statement.stream_id.as_slice())
+            .bind(to_db(statement.seq))
+            .bind(to_db(row.carrier))
+            .bind(row.arrival)
+            .bind(mark.map(|(session, _)| session.to_vec()))
+            .bind(mark.map_or(0, |(_, mark)| i64::from(mark)))
+            .bind(row.signed.encode())
+    })
+    .await
+}
+
+async fn insert_findings(connection: &mut SqliteConnection, rows: &[FindingRow]) -> sqlx::Result<()> {
+    let head = "INSERT INTO findings (host, session, carrier, wall_ns, code, message)";
+    insert_many(connection, head, 6, rows, |query, row| {
+        query
+            .bind(row.host)
+            .bind(row.session.as_ref().map(|uuid| uuid.as_slice()))
+            .bind(to_db(row.carrier))
+            .bind(row.wall_ns)
+            .bind(row.code)
+            .bind(row.message.as_str())
+    })
+    .await
+}
+
 async fn write_session(
     connection: &mut SqliteConnection,
     (host, uuid): SessionKey,
@@ -154,9 +207,9 @@ async fn write_session(
 ) -> sqlx::Result<()> {
     sqlx::query(
         "INSERT OR REPLACE INTO sessions (id, uuid, host, operator, opened, opened_ns, deadline_ns, closed, closed_ns,
-         commands, execs, failed_commands, terminals, terminal_bytes, input_bytes, withheld_bytes, events, gaps, alerts,
-         first_arrival, last_arrival, first_line, last_line)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         commands, execs, failed_commands, terminals, terminal_bytes, input_bytes, withheld_bytes,
+         stdio_output_bytes, stdio_input_bytes, actions, events, gaps, alerts, first_arrival, last_arrival, first_line, last_line)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(session.row)
     .bind(uuid.as_slice())
@@ -174,6 +227,9 @@ async fn write_session(
     .bind(to_db(session.terminal_bytes))
     .bind(to_db(session.input_bytes))
     .bind(to_db(session.withheld_bytes))
+    .bind(to_db(session.stdio_output_bytes))
+    .bind(to_db(session.stdio_input_bytes))
+    .bind(to_db(session.actions))
     .bind(to_db(session.events))
     .bind(to_db(session.gaps))
     .bind(to_db(session.alerts))

@@ -1,10 +1,10 @@
 //! From rows to messages.
 
-use breakglass_api::v1::{Command, Exec, ExecFailed, Exit, Gap, Session, TerminalInfo};
+use breakglass_api::v1::{Command, Exec, ExecFailed, Exit, Finding, Gap, Session, TerminalInfo};
 use prost::Message;
 
 use super::lookup::Hosts;
-use crate::index::{CommandRecord, SessionRecord, TerminalRecord};
+use crate::index::{CommandRecord, FindingRecord, SessionRecord, TerminalRecord};
 
 /// Cause of a gap that stands for frames which the agent no longer had when it connected.
 const FRAMES_LOST: &str = "frames-lost-by-agent";
@@ -17,7 +17,12 @@ pub(super) fn uuid_text(uuid: [u8; 16]) -> String {
 }
 
 /// A session with its terminals.
-pub(super) fn session(record: SessionRecord, hosts: &Hosts, terminals: Vec<TerminalRecord>) -> Session {
+pub(super) fn session(
+    record: SessionRecord,
+    hosts: &Hosts,
+    terminals: Vec<TerminalRecord>,
+    findings: Vec<FindingRecord>,
+) -> Session {
     let host = hosts.get(&record.host);
     let state = record.state;
     Session {
@@ -39,7 +44,15 @@ pub(super) fn session(record: SessionRecord, hosts: &Hosts, terminals: Vec<Termi
         terminals: terminals.iter().map(terminal).collect(),
         deadline_ns: state.deadline_ns,
         execs: state.execs,
+        stdio_output_bytes: state.stdio_output_bytes,
+        stdio_input_bytes: state.stdio_input_bytes,
+        actions: state.actions,
+        findings: findings.into_iter().map(finding).collect(),
     }
+}
+
+fn finding(record: FindingRecord) -> Finding {
+    Finding { wall_ns: record.wall_ns, code: record.code, message: record.message, frame: record.carrier }
 }
 
 fn terminal(record: &TerminalRecord) -> TerminalInfo {

@@ -8,13 +8,16 @@ use uuid::Uuid;
 
 use super::{QueryService, convert, limit, unavailable};
 use crate::access::Scope;
-use crate::index::SessionRecord;
+use crate::index::{SessionRecord, hex};
 use crate::store::HostRecord;
 
 /// Fewest characters of a session id.
 const ID_PART_MIN: usize = 6;
 /// Sessions named in the message about an ambiguous id, and as many are looked at.
 const CANDIDATES: u32 = 50;
+
+/// Findings told of one session; one is enough to distrust it.
+const FINDINGS_MAX: u32 = 100;
 
 /// Hosts by row.
 pub(super) type Hosts = HashMap<i64, HostRecord>;
@@ -38,6 +41,7 @@ impl QueryService {
                 frames: state.frames,
                 events: state.events,
                 open_session: state.open.map(convert::uuid_text).unwrap_or_default(),
+                host_key: state.signer.map(|signer| hex(&signer.host_key)).unwrap_or_default(),
             }
         });
         Ok(ListHostsResponse { hosts: hosts.collect() })
@@ -99,7 +103,8 @@ impl QueryService {
 
     async fn session_with(&self, record: SessionRecord, hosts: &Hosts) -> Result<Session, Status> {
         let terminals = self.index.terminals(record.state.row).await.map_err(unavailable)?;
-        Ok(convert::session(record, hosts, terminals))
+        let findings = self.index.findings(record.host, record.uuid, FINDINGS_MAX).await.map_err(unavailable)?;
+        Ok(convert::session(record, hosts, terminals, findings))
     }
 
     /// Every host by its row.

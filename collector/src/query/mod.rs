@@ -7,6 +7,7 @@
 mod commands;
 mod convert;
 mod events;
+mod evidence;
 mod lookup;
 mod replay;
 mod search;
@@ -16,9 +17,9 @@ use std::pin::Pin;
 
 use breakglass_api::v1::query_server::Query;
 use breakglass_api::v1::{
-    Command, EventsRequest, GetSessionRequest, ListCommandsRequest, ListHostsRequest, ListHostsResponse,
-    ListSessionsRequest, ListSessionsResponse, RecordedEvent, ReplayItem, ReplayRequest, SearchRequest, SearchResponse,
-    Session,
+    Command, EventsRequest, EvidenceChunk, ExportEvidenceRequest, GetSessionRequest, ListCommandsRequest,
+    ListHostsRequest, ListHostsResponse, ListSessionsRequest, ListSessionsResponse, RecordedEvent, ReplayItem,
+    ReplayRequest, SearchRequest, SearchResponse, Session,
 };
 use futures_util::Stream;
 use tokio::sync::watch;
@@ -57,6 +58,7 @@ impl Query for QueryService {
     type ListCommandsStream = Answer<Command>;
     type ReplayStream = Answer<ReplayItem>;
     type EventsStream = Answer<RecordedEvent>;
+    type ExportEvidenceStream = Answer<EvidenceChunk>;
 
     async fn list_hosts(&self, request: Request<ListHostsRequest>) -> Result<Response<ListHostsResponse>, Status> {
         let (peer, scope) = access::reader(&request, "ListHosts")?;
@@ -103,6 +105,18 @@ impl Query for QueryService {
         }
         let events = self.recorded_events(&scope, request.into_inner()).await?;
         Ok(Response::new(Box::pin(events)))
+    }
+
+    async fn export_evidence(
+        &self,
+        request: Request<ExportEvidenceRequest>,
+    ) -> Result<Response<Self::ExportEvidenceStream>, Status> {
+        let (peer, scope) = access::reader(&request, "ExportEvidence")?;
+        // Frames hold what the host recorded, of others too.
+        access::require_all(&peer, &scope)?;
+        let record = self.resolve(&request.get_ref().session, &scope).await?;
+        let chunks = self.clone().evidence(record).await?;
+        Ok(Response::new(Box::pin(chunks)))
     }
 
     async fn search(&self, request: Request<SearchRequest>) -> Result<Response<SearchResponse>, Status> {

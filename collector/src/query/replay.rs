@@ -4,6 +4,7 @@ use async_stream::try_stream;
 use breakglass_api::frame::Header;
 use breakglass_api::v1::event::Body;
 use breakglass_api::v1::replay_item::Body as Item;
+use breakglass_api::v1::stdio_data::Direction;
 use breakglass_api::v1::{Command, Event, Gap, ReplayItem, ReplayRequest};
 use futures_util::Stream;
 use tonic::Status;
@@ -78,6 +79,10 @@ impl Picker {
             return self.request.commands.then(|| Item::Command(self.command(header, event)));
         }
         match event.body? {
+            Body::StdioData(data) => {
+                let wanted = self.request.input || data.direction() == Direction::Output;
+                (self.request.stdio && wanted).then_some(Item::Stdio(data))
+            }
             Body::TerminalOutput(output) => {
                 if self.terminal == 0 {
                     self.terminal = output.terminal;
@@ -96,7 +101,7 @@ impl Picker {
     }
 
     fn shows(&self, terminal: u64) -> bool {
-        self.request.all_terminals || terminal == self.terminal
+        !self.request.stdio && (self.request.all_terminals || terminal == self.terminal)
     }
 
     fn command(&self, header: &Header, event: Event) -> Command {

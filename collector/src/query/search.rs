@@ -56,6 +56,7 @@ impl QueryService {
 fn message(hit: HitRecord, hosts: &Hosts) -> SearchHit {
     let host = hosts.get(&hit.host);
     let command = hit.kind == SearchKind::Command;
+    let on_terminal = matches!(hit.kind, SearchKind::Typed | SearchKind::Screen);
     SearchHit {
         kind: hit.kind as i32,
         session: convert::uuid_text(hit.session),
@@ -65,6 +66,6 @@ fn message(hit: HitRecord, hosts: &Hosts) -> SearchHit {
         wall_ns: hit.wall_ns,
         text: hit.text,
         command_number: if command { hit.subject } else { 0 },
-        terminal: if command { 0 } else { hit.subject },
+        terminal: if on_terminal { hit.subject } else { 0 },
     }
 }

@@ -19,7 +19,7 @@ enum Node {
 /// Names that changed together, with what they were before.
 type Change = Vec<(PathBuf, Option<Node>)>;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
     nodes: BTreeMap<PathBuf, Node>,
     /// Changes since the last sync, by folder, oldest first.
@@ -27,6 +27,13 @@ struct Inner {
     /// Changes that go well before the machine stops; `None` for ever.
     budget: Option<usize>,
     stopped: bool,
+}
+
+impl Default for Inner {
+    fn default() -> Self {
+        let nodes = [(PathBuf::from("/"), Node::Dir)].into();
+        Self { nodes, unsynced: BTreeMap::new(), budget: None, stopped: false }
+    }
 }
 
 /// The file system; clones are the same one.
@@ -65,6 +72,12 @@ impl FakeDisk {
         let before = inner.nodes.clone();
         inner.nodes.retain(|path, _| path.parent().is_none() || !orphan(&before, path));
         (inner.budget, inner.stopped) = (None, false);
+    }
+
+    /// A machine of its own with the same files, all of them durable.
+    pub fn fork(&self) -> Self {
+        let inner = Inner { nodes: self.inner().nodes.clone(), ..Inner::default() };
+        Self { inner: Arc::new(Mutex::new(inner)) }
     }
 
     /// All files with their contents.
@@ -156,7 +169,6 @@ impl Disk for FakeDisk {
             return Ok(());
         }
         let parent = path.parent().unwrap();
-        self.inner().nodes.entry(PathBuf::from("/")).or_insert(Node::Dir);
         self.mutate(parent, |_| {}, |inner| vec![inner.set(path, Some(Node::Dir))])
     }
 

@@ -268,6 +268,9 @@ impl Log {
         if count == 0 {
             return Ok(None);
         }
+        // Before anything is built on it.
+        let log = self.clone();
+        blocking("checking the log", move || log.signed().map_or(Ok(()), |before| log.check(before))).await?;
         while tree.size() < count {
             let leaves = self.leaves.pending(tree.size(), BATCH_MAX).await?;
             if leaves.is_empty() {

@@ -93,7 +93,7 @@ async fn a_quorum_is_awaited_and_every_cosignature_served() {
     assert_eq!((status.leaves, status.signed_size, status.published_size, status.cosignatures), (3, 3, 3, 2));
     assert_eq!((status.witnesses[0].cosigned_size, &status.witnesses[1].error), (3, &None));
     assert!(status.witnesses[2].error.as_ref().unwrap().contains("cannot be reached"), "{status:?}");
-    assert_eq!(status.witnesses[2].failures, 1, "it sits out rounds after a failure");
+    assert!((1..3).contains(&status.witnesses[2].failures), "it sits out rounds after a failure: {status:?}");
     let kept: Status = serde_json::from_slice(&std::fs::read(log.paths().status()).unwrap()).unwrap();
     assert_eq!(kept, status);
 }
@@ -206,13 +206,14 @@ async fn a_slow_witness_delays_neither_publication_nor_appending() {
     let publisher = publisher(&log, witnesses, 1);
     log.append(&[b"a".to_vec()]).await.unwrap();
     let begun = Instant::now();
-    let running = tokio::spawn(publisher.run(bench.stop.subscribe()));
+    let stop = watch::Sender::new(false);
+    let running = tokio::spawn(publisher.run(stop.subscribe()));
     while log.published().is_none() || !asked.load(Ordering::SeqCst) {
         assert!(begun.elapsed() < client::WITNESS_TIMEOUT, "waited for the slow witness");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(log.append(&[b"b".to_vec()]).await.unwrap(), [1]);
-    bench.stop.send_replace(true);
+    stop.send_replace(true);
     running.await.unwrap();
     assert_eq!(log.published().unwrap().size, 2, "what was appended is published before the end");
 }

@@ -174,11 +174,16 @@ fn damage_is_named() {
     let disk = FakeDisk::default();
     let mut tree = empty(&disk);
     tree.extend(&leaves(5)).unwrap();
+    let whole = disk.files();
     for (file, content) in [("entries/000.p/5", &b"\0\x06leaf 0"[..]), ("0/000.p/5", b"short")] {
-        disk.plant(&Path::new("/log/tile").join(file), content);
+        let path = Path::new("/log/tile").join(file);
+        disk.plant(&path, content);
         let error = tree.leaf(2).unwrap_err().to_string();
         assert!(error.contains(file) && error.contains("damaged"), "{error}");
+        disk.plant(&path, &whole[&path]);
+        tree.leaf(2).unwrap();
     }
+    disk.plant(Path::new("/log/tile/0/000.p/5"), b"short");
     assert!(tree.root_at(5).unwrap_err().to_string().contains("0/000.p/5"));
 }
 

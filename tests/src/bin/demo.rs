@@ -106,7 +106,7 @@ fn incident(terminal: &mut Terminal) -> Result<()> {
     terminal.ask(PASSWORD, PROMPT_SHOWN)?;
     terminal.ask("vi pool.conf", "[New")?;
     // Waiting for the screen: an editor that has more to read does not paint.
-    terminal.send("imax_connections = 400")?;
+    terminal.send("i[pool]\rmax_connections = 400")?;
     terminal.expect("= 400")?;
     terminal.ask("\x1b:wq", "written")?;
     terminal.expect(PROMPT_SHOWN)?;

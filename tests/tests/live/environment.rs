@@ -143,13 +143,13 @@ fn unrecorded(wrapper: &[&str], word: &str) -> Result<()> {
 /// Fills the disk under the spool while the collector cannot be reached, runs programs, makes room, and expects every one of them.
 fn full_disk() -> Result<()> {
     const COUNT: u64 = 200;
-    let options = Options { relay: true, state_disk: Some("6m"), ..Options::default() };
+    let options = Options { relay: true, state_disk: Some("2m"), ..Options::default() };
     Stack::with(options, |stack| {
         let opened = stack.open("full disk", "10m")?;
         stack.relay.as_ref().context("no relay")?.cut();
         let mut terminal = stack.login(&opened)?;
         // Noise, so that compression does not help.
-        terminal.send("head -c 12000000 /dev/urandom | base64; echo no''ise over\n")?;
+        terminal.send("head -c 3000000 /dev/urandom | base64; echo no''ise over\n")?;
         terminal.expect_within("noise over", poll::EVENTUALLY)?;
         terminal.send("exit\n")?;
         terminal.finish(poll::SOON)?;

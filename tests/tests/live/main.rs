@@ -6,12 +6,14 @@
 
 mod account;
 mod environment;
+mod evidence;
 mod faults;
 mod gate;
 mod harness;
 mod record;
 mod refusals;
 mod review;
+mod stdio;
 mod terminal;
 
 use std::{
@@ -63,11 +65,13 @@ fn main() -> ExitCode {
         refusals::TESTS,
         account::TESTS,
         environment::TESTS,
+        evidence::TESTS,
         faults::TESTS,
         gate::TESTS,
         harness::TESTS,
         record::TESTS,
         review::TESTS,
+        stdio::TESTS,
         terminal::TESTS,
     ];
     let trials = tests.into_iter().flatten().map(trial).collect();

@@ -27,6 +27,7 @@ use super::{
     intent::{Admitted, Intent, IntentStore},
     machine::Machine,
 };
+use crate::blocking;
 
 /// Where the manager records what it does.
 pub trait Journal: Send + Sync + 'static {
@@ -288,10 +289,7 @@ impl<M: Machine, J: Journal> Manager<M, J> {
     /// Runs a call on the machine, which may block, off the runtime's threads.
     pub async fn on_machine<T: Send + 'static>(&self, act: impl FnOnce(&M) -> T + Send + 'static) -> T {
         let machine = Arc::clone(&self.inner.machine);
-        match tokio::task::spawn_blocking(move || act(&machine)).await {
-            Ok(value) => value,
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-        }
+        blocking::run(move || act(&machine)).await
     }
 
     fn next_slot(&self) -> u32 {

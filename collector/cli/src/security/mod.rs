@@ -10,6 +10,7 @@ use crate::{
 
 pub mod client;
 pub mod events;
+pub mod export;
 pub mod hosts;
 pub mod replay;
 pub mod search;

@@ -69,6 +69,10 @@ pub enum Place {
     Typed,
     /// What the screen showed.
     Screen,
+    /// Paths of files that were changed.
+    File,
+    /// Addresses that were connected to or bound.
+    Net,
 }
 
 impl From<Place> for v1::SearchKind {
@@ -77,6 +81,8 @@ impl From<Place> for v1::SearchKind {
             Place::Command => Self::Command,
             Place::Typed => Self::Typed,
             Place::Screen => Self::Screen,
+            Place::File => Self::File,
+            Place::Net => Self::Net,
         }
     }
 }
@@ -158,6 +164,8 @@ fn print_group(printer: &mut Printer, hits: &[&v1::SearchHit], text: &str) -> Re
             v1::SearchKind::Command => format!("command {}", hit.command_number),
             v1::SearchKind::Typed => "typed".to_owned(),
             v1::SearchKind::Screen => "screen".to_owned(),
+            v1::SearchKind::File => "file".to_owned(),
+            v1::SearchKind::Net => "net".to_owned(),
             v1::SearchKind::Unspecified => "other".to_owned(),
         };
         let front = format!("  {}  {}  ", printer.zone().clock(hit.wall_ns), pad(&place, 15));

@@ -140,6 +140,7 @@ impl Query for Service {
     type ListCommandsStream = Items<v1::Command>;
     type ReplayStream = Items<v1::ReplayItem>;
     type EventsStream = Items<v1::RecordedEvent>;
+    type ExportEvidenceStream = Items<v1::EvidenceChunk>;
 
     async fn list_hosts(&self, _: Request<v1::ListHostsRequest>) -> Result<Response<v1::ListHostsResponse>, Status> {
         self.answer(v1::ListHostsResponse { hosts: self.0.hosts.clone() })
@@ -183,6 +184,14 @@ impl Query for Service {
 
     async fn events(&self, _: Request<v1::EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
         self.stream(self.0.events.clone())
+    }
+
+    async fn export_evidence(
+        &self,
+        request: Request<v1::ExportEvidenceRequest>,
+    ) -> Result<Response<Self::ExportEvidenceStream>, Status> {
+        self.session(&request.into_inner().session)?;
+        self.stream(vec![v1::EvidenceChunk { data: b"BGEV".to_vec() }, v1::EvidenceChunk { data: b"ID1\n".to_vec() }])
     }
 
     async fn search(&self, request: Request<v1::SearchRequest>) -> Result<Response<v1::SearchResponse>, Status> {

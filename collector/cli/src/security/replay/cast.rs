@@ -60,6 +60,8 @@ impl Cast {
                 }
             }
             Body::Gap(gap) => self.event(item.boot_ns, "m", &describe_gap(gap), out),
+            // The source has made input and output of it.
+            Body::Stdio(_) => {}
         }
     }
 

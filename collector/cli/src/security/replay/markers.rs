@@ -44,7 +44,7 @@ impl Markers {
             }
             Some(Body::Command(command)) => self.command(printer, command),
             Some(Body::Gap(gap)) => self.print(printer, item.wall_ns, Style::Bad, "!", &describe_gap(gap)),
-            Some(Body::Output(_)) | None => Ok(()),
+            Some(Body::Output(_) | Body::Stdio(_)) | None => Ok(()),
         }
     }
 

@@ -19,11 +19,13 @@ mod keys;
 mod markers;
 mod pace;
 mod screen;
+mod stdio;
 mod typed;
 
 use cast::Cast;
 use markers::Markers;
 use pace::{SPEED_MAX, SPEED_MIN};
+use stdio::{STDOUT, Stdio};
 
 /// Arguments of `replay`.
 #[derive(Clone, Debug, Args)]
@@ -41,6 +43,10 @@ Examples:
 pub struct ReplayArgs {
     /// The session: its id, or an unambiguous end or beginning of it.
     session: String,
+    /// Standard output and error without a terminal (`ssh host command`, scp, sftp). Without: where there is no terminal. Into a pipe
+    /// or file, and with --raw, standard output alone.
+    #[arg(long, conflicts_with = "terminal")]
+    stdio: bool,
     /// Which terminal: its number in `show`, or its id. Without: the one with the earliest output.
     #[arg(long, value_name = "N")]
     terminal: Option<u64>,
@@ -79,7 +85,9 @@ pub async fn run(args: &ReplayArgs, config: &Config, options: &Options) -> Resul
     let mut desk = Desk::open(config, options).await?;
     let session = desk.session(&args.session).await?;
     let follow = args.follow && session.closed_ns == 0;
-    if session.terminals.is_empty() && !follow {
+    let recorded_stdio = session.stdio_output_bytes > 0 || session.stdio_input_bytes > 0;
+    let stdio = args.stdio || (session.terminals.is_empty() && recorded_stdio && args.terminal.is_none());
+    if session.terminals.is_empty() && !stdio && !follow {
         note(&format!("Session {} has no recorded terminal.", short_id(&session.id)));
         return Ok(NOTHING_FOUND);
     }
@@ -90,11 +98,13 @@ pub async fn run(args: &ReplayArgs, config: &Config, options: &Options) -> Resul
         commands: args.commands || args.asciicast,
         follow,
         all_terminals: false,
+        stdio,
     };
     let Desk { client, printer } = &mut desk;
     let answer = client.query.replay(request).await;
-    let mut source =
-        Source { items: answer.map_err(|status| client.explain(&status))?.into_inner(), client, lost: Lost::default() };
+    let exact = args.raw || printer.is_json() || !(args.asciicast || printer.is_terminal());
+    let items = answer.map_err(|status| client.explain(&status))?.into_inner();
+    let mut source = Source { items, client, lost: Lost::default(), stdio: Stdio::of(exact, printer.is_json()) };
     let code = if printer.is_json() {
         each(&mut source, printer, follow, |printer, item| printer.json(item)).await?;
         0
@@ -138,15 +148,20 @@ struct Source<'a> {
     items: Streaming<v1::ReplayItem>,
     client: &'a Client,
     lost: Lost,
+    stdio: Stdio,
 }
 
 impl Source<'_> {
     async fn next(&mut self) -> Result<Option<v1::ReplayItem>> {
-        let item = self.items.message().await.map_err(|status| self.client.explain(&status))?;
+        let mut item = self.items.message().await.map_err(|status| self.client.explain(&status))?;
         match item.as_ref().and_then(|item| item.body.as_ref()) {
             Some(Body::Gap(gap)) => self.lost.add(gap.bytes),
             Some(Body::Output(output)) if output.missing > 0 => self.lost.add(output.missing),
+            Some(Body::Stdio(data)) if data.missing > 0 => self.lost.add(data.missing),
             _ => {}
+        }
+        if let Some(item) = &mut item {
+            self.stdio.convert(item);
         }
         Ok(item)
     }
@@ -196,6 +211,12 @@ async fn plain(source: &mut Source<'_>, printer: &mut Printer, follow: bool) -> 
             Some(Body::Output(output)) => {
                 markers.at_line_start(output.data.last().is_none_or(|last| *last == b'\n'));
                 printer.raw(&output.data)?;
+            }
+            Some(Body::Stdio(data)) => {
+                if data.stream == STDOUT {
+                    markers.at_line_start(data.data.last().is_none_or(|last| *last == b'\n'));
+                    printer.raw(&data.data)?;
+                }
             }
             // Gaps are told at the end, on standard error: they are no bytes of the terminal.
             Some(Body::Gap(_)) | None => {}

@@ -102,6 +102,15 @@ fn recorded(session: &v1::Session) -> String {
     if session.withheld_bytes > 0 {
         parts.push(format!("{} typed unseen", bytes(session.withheld_bytes)));
     }
+    if session.stdio_output_bytes > 0 {
+        parts.push(format!("{} out without a terminal", bytes(session.stdio_output_bytes)));
+    }
+    if session.stdio_input_bytes > 0 {
+        parts.push(format!("{} in without a terminal", bytes(session.stdio_input_bytes)));
+    }
+    if session.actions > 0 {
+        parts.push(counted(session.actions, "action"));
+    }
     parts.join(", ")
 }
 

@@ -13,6 +13,7 @@ use crate::{
     print::{Options, note},
 };
 
+mod actions;
 mod header;
 mod timeline;
 
@@ -44,7 +45,8 @@ pub struct ShowArgs {
     /// Go on as commands are run, until the session is closed.
     #[arg(long, short)]
     follow: bool,
-    /// Also what could not be run: execs that the kernel refused, such as names tried along PATH.
+    /// Also what could not be run (execs that the kernel refused, such as names tried along PATH) and what programs did: files
+    /// changed, sockets, users, namespaces, the system.
     #[arg(long, short)]
     all: bool,
     /// Whole command lines, however long, also on a terminal.
@@ -81,7 +83,7 @@ pub(super) fn is_close(event: &v1::RecordedEvent) -> bool {
 
 /// Everything that is there, notices and commands in one order.
 async fn finished(desk: &mut Desk, session: &v1::Session, timeline: &mut Timeline) -> Result<()> {
-    let mut notices = notices(&mut desk.client, session).await?;
+    let mut notices = notices(&mut desk.client, session, timeline.all()).await?;
     let mut commands = commands(&mut desk.client, session, false).await?;
     while let Some(command) = commands.message().await.map_err(|status| desk.client.explain(&status))? {
         while let Some(notice) = notices.pop_front_if(|notice| notice.wall_ns <= command.wall_ns) {
@@ -93,18 +95,18 @@ async fn finished(desk: &mut Desk, session: &v1::Session, timeline: &mut Timelin
 }
 
 /// The notices of a session. Its events are read through only where its counts say that there are any.
-async fn notices(client: &mut Client, session: &v1::Session) -> Result<VecDeque<v1::RecordedEvent>> {
+async fn notices(client: &mut Client, session: &v1::Session, all: bool) -> Result<VecDeque<v1::RecordedEvent>> {
     let mut notices = VecDeque::new();
-    if session.alerts == 0 && session.gaps == 0 {
+    if session.alerts == 0 && session.gaps == 0 && !(all && session.actions > 0) {
         return Ok(notices);
     }
     let mut events = events(client, session, false).await?;
     while let Some(event) = events.message().await.map_err(|status| client.explain(&status))? {
         // The close is in the header.
-        if timeline::is_notice(&event) && !is_close(&event) {
+        if timeline::is_notice(&event, all) && !is_close(&event) {
             if notices.len() == NOTICES_MAX {
                 note(&format!(
-                    "Only the first {NOTICES_MAX} alerts and gaps are shown; `breakglass events` has them all."
+                    "Only the first {NOTICES_MAX} alerts, gaps and actions are shown; `breakglass events` has them all."
                 ));
                 break;
             }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use breakglass_api::v1::{self, ExecFault, event::Body};
 use unicode_width::UnicodeWidthStr;
 
-use super::{ShowArgs, header};
+use super::{ShowArgs, actions, header};
 use crate::print::{Printer, Style, bytes, counted, errno, pad, quote, safe, shorten, signal, time};
 
 /// Columns of each field in front of the command line.
@@ -26,9 +26,12 @@ const LINES_MAX: usize = 4;
 /// many without any ending goes past it, and then some ends are not told.
 const RUNNING_MAX: usize = 100_000;
 
-/// Whether an event belongs among the commands.
-pub(super) fn is_notice(event: &v1::RecordedEvent) -> bool {
+/// Whether an event belongs among the commands; with `all`, what tasks did otherwise too.
+pub(super) fn is_notice(event: &v1::RecordedEvent, all: bool) -> bool {
     let body = event.event.as_ref().and_then(|event| event.body.as_ref());
+    if all && body.is_some_and(|body| actions::describe(body).is_some()) {
+        return true;
+    }
     matches!(
         body,
         Some(
@@ -75,6 +78,11 @@ impl Timeline {
         }
     }
 
+    /// Whether everything is to be shown.
+    pub(super) fn all(&self) -> bool {
+        self.all
+    }
+
     /// Prints a command; while following also its end, when it comes up again with one.
     pub(super) fn command(&mut self, printer: &mut Printer, command: &v1::Command) -> Result<()> {
         if command.failed.is_some() && !self.all {
@@ -101,11 +109,11 @@ impl Timeline {
     /// Prints an alert, a gap or the like; nothing for any other event.
     pub(super) fn notice(&mut self, printer: &mut Printer, event: &v1::RecordedEvent) -> Result<()> {
         if printer.is_json() {
-            return if is_notice(event) { printer.json(event) } else { Ok(()) };
+            return if is_notice(event, self.all) { printer.json(event) } else { Ok(()) };
         }
-        let Some((style, text)) = event.event.as_ref().and_then(|e| describe(printer, e.body.as_ref()?)) else {
-            return Ok(());
-        };
+        let body = event.event.as_ref().and_then(|event| event.body.as_ref());
+        let action = body.filter(|_| self.all).and_then(actions::describe);
+        let Some((style, text)) = action.or_else(|| describe(printer, body?)) else { return Ok(()) };
         self.title(printer, event.wall_ns)?;
         let clock = printer.zone().clock(event.wall_ns);
         let mark = printer.paint(style, if style == Style::Bad { "!" } else { "-" });

@@ -1,0 +1,597 @@
+//! What tasks in scope do by system calls: files, sockets, credentials, namespaces, other processes, the system itself.
+//!
+//! Looked at where the call returns, so that what was done is known, and files can be named by the descriptor that the kernel
+//! gave or took rather than by the caller's words. A name in the caller's memory is recorded as a claim. Which arguments a
+//! record takes is data, in the list of calls of the abi crate.
+
+use aya_ebpf::{
+    helpers::{bpf_probe_read_user, bpf_probe_read_user_buf, bpf_probe_read_user_str_bytes},
+    macros::map,
+    maps::LruHashMap,
+};
+use breakglass_abi::{
+    Action, Kind, MappedKey, Ring,
+    calls::{RESULT, ROWS_MAX, SHAPES, Shape, Special},
+    record::{ACTION_ADDRESS, ACTION_COMPAT, ACTION_FILE, ACTION_NAME_UNREAD, ACTION_PATH_UNREAD, FLAG_UNTAGGED},
+    settings::Site,
+};
+
+use crate::{
+    descriptor::{self, CHARACTER, TYPE_MASK},
+    emit::{self, Envelope},
+    fault,
+    path::{self, TAIL_MASK},
+    scope::{self, Scope},
+    scratch::{self, Slot, masked},
+    task::{Address, Identity, Task, follow, load, offset, peek},
+};
+
+/// By code, how a call becomes a record.
+static HOW: [u64; ROWS_MAX] = SHAPES;
+
+/// Files and processes whose executable memory has been recorded. One more than this many, and the one seen longest ago may be
+/// recorded again.
+const MAPPED_MAX: u32 = 8192;
+#[map]
+static MAPPED: LruHashMap<MappedKey, u32> = LruHashMap::with_max_entries(MAPPED_MAX, 0);
+
+/// Longest name that is kept, bytes. With two paths and two names the tail stays below `TAIL_MASK`.
+const NAME_MAX: usize = 4080;
+/// Longest address of a socket (`struct sockaddr_storage`), bytes; a power of two.
+const ADDRESS_MAX: u64 = 128;
+/// `AT_FDCWD` (include/uapi/linux/fcntl.h).
+const AT_FDCWD: i32 = -100;
+/// `FMODE_WRITE` (include/linux/fs.h).
+const FMODE_WRITE: u32 = 2;
+/// `PROT_EXEC`, `MAP_ANONYMOUS` (include/uapi/asm-generic/mman-common.h).
+const PROT_EXEC: u64 = 4;
+const MAP_ANONYMOUS: u64 = 0x20;
+/// `CLONE_NEW…`: time, mount, cgroup, uts, ipc, user, pid, net (include/uapi/linux/sched.h).
+const CLONE_NEW: u64 = 0x7e02_0080;
+/// `TIOCSTI`, `TIOCLINUX` (include/uapi/asm-generic/ioctls.h).
+const TIOCSTI: u64 = 0x5412;
+const TIOCLINUX: u64 = 0x541c;
+/// Requests of ptrace that attach or write (include/uapi/linux/ptrace.h); those between are harmless without them.
+const PTRACE_TRACEME: u64 = 0;
+const PTRACE_POKETEXT: u64 = 4;
+const PTRACE_POKEDATA: u64 = 5;
+const PTRACE_POKEUSR: u64 = 6;
+const PTRACE_SETREGS: u64 = 13;
+const PTRACE_ATTACH: u64 = 16;
+const PTRACE_SETREGSET: u64 = 0x4205;
+const PTRACE_SEIZE: u64 = 0x4206;
+/// `EINPROGRESS`.
+const EINPROGRESS: i64 = 115;
+/// Numbers of `socketcall(2)` (include/uapi/linux/net.h).
+const SYS_BIND: u64 = 2;
+const SYS_CONNECT: u64 = 3;
+/// Families (include/linux/socket.h).
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+/// `PROC_SUPER_MAGIC` (include/uapi/linux/magic.h).
+const PROC_MAGIC: u64 = 0x9fa0;
+/// Arguments of a call, and its result in the place [`RESULT`] counts to.
+const PLACES: usize = 8;
+
+/// A call under way of becoming a record. In the scratch slots, which only the call's own CPU touches.
+#[derive(Clone, Copy)]
+struct Draft {
+    slot: Slot,
+    action: *mut Action,
+    /// By place; the first is unused.
+    places: *mut [u64; PLACES],
+}
+
+impl Draft {
+    #[inline(always)]
+    fn new() -> Option<Self> {
+        let slot = Slot::get(scratch::EXEC)?;
+        let places = Slot::get(scratch::TRACE)?.state();
+        Some(Self { slot, action: slot.record(), places })
+    }
+
+    /// The argument in a place of the shape; 0 where the shape has none there.
+    #[inline(always)]
+    fn place(self, shape: u64, at: u32) -> u64 {
+        let place = (shape >> at) & (PLACES as u64 - 1);
+        unsafe { *self.places.cast::<u64>().add(masked::<{ PLACES as u64 - 1 }>(place) as usize) }
+    }
+
+    #[inline(always)]
+    fn argument(self, place: usize) -> u64 {
+        unsafe { (*self.places)[place] }
+    }
+
+    #[inline(always)]
+    fn has(self, shape: u64, at: u32) -> bool {
+        (shape >> at) & 0xf != 0
+    }
+}
+
+/// At the exit of a call that the list has a kind for.
+#[inline(always)]
+pub fn finished(task: Task, regs: Address, call: u16, compat: bool, result: i64) {
+    let code = masked::<{ ROWS_MAX as u64 - 1 }>(u64::from(call));
+    let shape = unsafe { core::ptr::read_volatile((&raw const HOW).cast::<u64>().add(code as usize)) };
+    if result < 0 && result >= -4095 && shape >> Shape::REFUSED & 1 == 0 {
+        return;
+    }
+    let who = task.identity();
+    let Some(scope) = scope::find(task, who) else { return };
+    let Some(draft) = Draft::new() else { return };
+    clear(draft, task, result as u64);
+    arguments(draft, regs, compat, result as u64);
+    record(draft, task, who, scope, shape, result);
+}
+
+#[inline(always)]
+fn clear(draft: Draft, task: Task, result: u64) {
+    unsafe {
+        (*draft.action).result = result;
+        (*draft.action).values = [0; 3];
+        (*draft.action).extra = [0; 4];
+        (*draft.action).inode = 0;
+        (*draft.action).dev = 0;
+        (*draft.action).mode = 0;
+        (*draft.action).file_flags = 0;
+        (*draft.action).euid = task.cred().map_or(u32::MAX, |cred| load(cred, offset!(cred_euid)));
+        (*draft.action).walks = 0;
+        (*draft.action).how = 0;
+        (*draft.action).name_len = 0;
+        (*draft.action).base_len = 0;
+        (*draft.action).name2_len = 0;
+        (*draft.action).base2_len = 0;
+    }
+}
+
+#[inline(always)]
+fn arguments(draft: Draft, regs: Address, compat: bool, result: u64) {
+    const LOW: u64 = 0xffff_ffff;
+    unsafe {
+        let places = draft.places;
+        (*places)[0] = 0;
+        if compat {
+            (*draft.action).how |= ACTION_COMPAT;
+            (*places)[1] = load::<u64>(regs, offset!(regs_bx)) & LOW;
+            (*places)[2] = load::<u64>(regs, offset!(regs_cx)) & LOW;
+            (*places)[3] = load::<u64>(regs, offset!(regs_dx)) & LOW;
+            (*places)[4] = load::<u64>(regs, offset!(regs_si)) & LOW;
+            (*places)[5] = load::<u64>(regs, offset!(regs_di)) & LOW;
+            (*places)[6] = load::<u64>(regs, offset!(regs_bp)) & LOW;
+        } else {
+            (*places)[1] = load(regs, offset!(regs_di));
+            (*places)[2] = load(regs, offset!(regs_si));
+            (*places)[3] = load(regs, offset!(regs_dx));
+            (*places)[4] = load(regs, offset!(regs_r10));
+            (*places)[5] = load(regs, offset!(regs_r8));
+            (*places)[6] = load(regs, offset!(regs_r9));
+        }
+        (*places)[RESULT as usize] = result;
+    }
+}
+
+#[inline(always)]
+fn record(draft: Draft, task: Task, who: Identity, scope: Scope, shape: u64, result: i64) {
+    let mut kind = shape as u16;
+    unsafe {
+        (*draft.action).values = [
+            draft.place(shape, Shape::VALUES),
+            draft.place(shape, Shape::VALUES + 4),
+            draft.place(shape, Shape::VALUES + 8),
+        ];
+    }
+    let special = (shape >> Shape::SPECIAL) as u8;
+    if !worth_a_look(draft, special) {
+        return;
+    }
+    if special == Special::Map as u8 && is_anonymous(draft) {
+        kind = Kind::MemoryExecutable as u16;
+    } else if special == Special::SocketCall as u8 && draft.argument(1) == SYS_BIND {
+        kind = Kind::SocketBound as u16;
+    }
+    let file = if draft.has(shape, Shape::FILE) && kind != Kind::MemoryExecutable as u16 {
+        file_of(draft, task, draft.place(shape, Shape::FILE))
+    } else {
+        None
+    };
+    if !wanted(draft, task, who, scope, special, file, result) {
+        return;
+    }
+    let pos = match file {
+        Some(file) => file_path(draft, task, file),
+        None => 0,
+    };
+    let pos = if special == Special::Socket as u8 || special == Special::SocketCall as u8 {
+        address(draft)
+    } else {
+        names(draft, task, shape, pos)
+    };
+    send(draft, kind, who, scope, pos);
+}
+
+#[inline(always)]
+fn send(draft: Draft, kind: u16, who: Identity, scope: Scope, pos: u64) {
+    let flags = if scope.tagged { 0 } else { FLAG_UNTAGGED };
+    let envelope = Envelope {
+        ring: Ring::Audit,
+        kind,
+        flags,
+        slot: scope.slot,
+        who,
+        yields: kind != Kind::CredentialsChanged as u16,
+    };
+    let len = Action::SIZE as u64 + masked::<TAIL_MASK>(pos);
+    emit::send(envelope, draft.slot.record(), len, 0);
+}
+
+/// Whether a call may be worth a record, by its arguments alone.
+#[inline(always)]
+fn worth_a_look(draft: Draft, special: u8) -> bool {
+    let first = draft.argument(1);
+    if special == Special::CloneFlags as u8 {
+        return first & CLONE_NEW != 0;
+    }
+    if special == Special::Map as u8 || special == Special::Protect as u8 {
+        return draft.argument(3) & PROT_EXEC != 0;
+    }
+    if special == Special::Ioctl as u8 {
+        let request = draft.argument(2) & 0xffff_ffff;
+        return request == TIOCSTI || request == TIOCLINUX;
+    }
+    if special == Special::Trace as u8 {
+        return is_intrusive(first);
+    }
+    true
+}
+
+/// Whether a call is worth a record; reads what its kind needs beside arguments and names.
+#[inline(always)]
+fn wanted(draft: Draft, task: Task, who: Identity, scope: Scope, special: u8, file: Option<u64>, result: i64) -> bool {
+    if special == Special::Open as u8 {
+        return file.is_some_and(|file| opened_for_writing(draft, file));
+    }
+    if special == Special::CloneStruct as u8 {
+        let flags: u64 = from_user(draft.argument(1));
+        unsafe { (*draft.action).values[0] = flags };
+        if flags & CLONE_NEW == 0 {
+            return false;
+        }
+    }
+    if special == Special::Map as u8 || special == Special::Protect as u8 {
+        return is_new(draft, who, scope);
+    }
+    if special == Special::Adjust as u8 {
+        let place = unsafe { (*draft.action).values[1] };
+        let modes: u32 = from_user(place);
+        unsafe { (*draft.action).values[1] = u64::from(modes) };
+        return modes != 0;
+    }
+    if special == Special::Socket as u8 {
+        return socket(draft, task, result);
+    }
+    if special == Special::SocketCall as u8 {
+        return old_socket_call(draft) && socket(draft, task, result);
+    }
+    if special == Special::Credentials as u8 {
+        credentials(draft, task);
+        return true;
+    }
+    let clone = special == Special::CloneFlags as u8 || special == Special::CloneStruct as u8;
+    // The child returns from the call as well, with 0.
+    if special == Special::Namespaces as u8 || (clone && result == 0) {
+        namespaces(draft, task);
+    }
+    true
+}
+
+/// A value from the caller's memory, 0 where it cannot be read.
+#[inline(always)]
+fn from_user<T: Copy + Default>(at: u64) -> T {
+    match unsafe { bpf_probe_read_user(at as *const T) } {
+        Ok(value) => value,
+        Err(error) => {
+            fault::count(Site::ReadAction, i64::from(error));
+            T::default()
+        }
+    }
+}
+
+#[inline(always)]
+fn is_anonymous(draft: Draft) -> bool {
+    draft.argument(4) & MAP_ANONYMOUS != 0
+}
+
+#[inline(always)]
+fn is_intrusive(request: u64) -> bool {
+    request == PTRACE_TRACEME
+        || request == PTRACE_POKETEXT
+        || request == PTRACE_POKEDATA
+        || request == PTRACE_POKEUSR
+        || request == PTRACE_SETREGS
+        || request == PTRACE_ATTACH
+        || request == PTRACE_SETREGSET
+        || request == PTRACE_SEIZE
+}
+
+/// The file behind a descriptor, and what it is.
+#[inline(always)]
+fn file_of(draft: Draft, task: Task, descriptor: u64) -> Option<u64> {
+    let file = descriptor::file(task, descriptor, Site::ReadAction)?;
+    let (inode, mode) = descriptor::inode(file, Site::ReadAction)?;
+    let (dev, number) = descriptor::place(inode, Site::ReadAction)?;
+    unsafe {
+        (*draft.action).inode = number;
+        (*draft.action).dev = dev;
+        (*draft.action).mode = mode;
+        (*draft.action).file_flags = peek(file, offset!(file_flags), Site::ReadAction)?;
+        (*draft.action).how |= ACTION_FILE;
+    }
+    Some(file)
+}
+
+/// Terminals, and what takes everything and keeps nothing, are left out.
+#[inline(always)]
+fn opened_for_writing(draft: Draft, file: u64) -> bool {
+    let mode: u32 = peek(file, offset!(file_mode), Site::ReadAction).unwrap_or(FMODE_WRITE);
+    if mode & FMODE_WRITE == 0 {
+        return false;
+    }
+    if unsafe { (*draft.action).mode } & TYPE_MASK != CHARACTER {
+        return true;
+    }
+    let Some(inode) = peek::<u64>(file, offset!(file_inode), Site::ReadAction) else { return true };
+    let Some(device) = peek::<u32>(inode, offset!(inode_rdev), Site::ReadAction) else { return true };
+    let (major, minor) = (device >> 20, device & 0xf_ffff);
+    // null, zero, full; tty, ptmx; pts.
+    let idle = major == 1 && (minor == 3 || minor == 5 || minor == 7);
+    let terminal = (major == 5 && (minor == 0 || minor == 2)) || (136..=143).contains(&major);
+    !idle && !terminal
+}
+
+/// Whether this file has not been mapped executable in the session yet, or the process has had no executable memory of its own.
+#[inline(always)]
+fn is_new(draft: Draft, who: Identity, scope: Scope) -> bool {
+    let (dev, inode) = unsafe { ((*draft.action).dev, (*draft.action).inode) };
+    let key = if inode == 0 {
+        MappedKey { slot: scope.slot, place: who.tgid, inode: 0, start_ns: who.start_ns }
+    } else {
+        MappedKey { slot: scope.slot, place: dev, inode, start_ns: 0 }
+    };
+    if unsafe { MAPPED.get(&key) }.is_some() {
+        return false;
+    }
+    if let Err(error) = MAPPED.insert(&key, &1, 0) {
+        fault::count(Site::MappedInsert, i64::from(error));
+    }
+    true
+}
+
+/// Brings the arguments of a 32-bit program's `socketcall` where those of the calls themselves are.
+#[inline(always)]
+fn old_socket_call(draft: Draft) -> bool {
+    let call = draft.argument(1);
+    if call != SYS_BIND && call != SYS_CONNECT {
+        return false;
+    }
+    let [descriptor, address, len]: [u32; 3] = from_user(draft.argument(2));
+    unsafe {
+        (*draft.places)[1] = u64::from(descriptor);
+        (*draft.places)[2] = u64::from(address);
+        (*draft.places)[3] = u64::from(len);
+        (*draft.action).values = [u64::from(descriptor), u64::from(address), u64::from(len)];
+    }
+    true
+}
+
+/// Where a socket is connected now, as the kernel holds it. What is refused or bound is known by the caller's address alone.
+#[inline(always)]
+fn socket(draft: Draft, task: Task, result: i64) -> bool {
+    if result == 0 || result == -EINPROGRESS {
+        connected(draft, task);
+    }
+    true
+}
+
+#[inline(always)]
+fn connected(draft: Draft, task: Task) -> Option<()> {
+    let file = descriptor::file(task, draft.argument(1), Site::ReadAction)?;
+    let private: u64 = peek(file, offset!(file_private), Site::ReadAction)?;
+    let sock: u64 = peek(private, offset!(socket_sk), Site::ReadAction)?;
+    let family: u16 = peek(sock, offset!(sock_family), Site::ReadAction)?;
+    let port: u16 = peek(sock, offset!(sock_port), Site::ReadAction)?;
+    if port == 0 {
+        return None;
+    }
+    if family == AF_INET {
+        let address: u32 = peek(sock, offset!(sock_address), Site::ReadAction)?;
+        unsafe { (*draft.action).extra[0] = u64::from(address) };
+    } else if family == AF_INET6 {
+        let at = offset!(sock_address6);
+        let [low, high]: [u64; 2] = peek(sock, at, Site::ReadAction)?;
+        unsafe {
+            (*draft.action).extra[0] = low;
+            (*draft.action).extra[1] = high;
+        }
+    } else {
+        return None;
+    }
+    unsafe {
+        (*draft.action).extra[2] = u64::from(port) | u64::from(family) << 16;
+        (*draft.action).how |= ACTION_ADDRESS;
+    }
+    Some(())
+}
+
+#[inline(always)]
+fn credentials(draft: Draft, task: Task) {
+    let Some(cred) = task.cred() else { return };
+    let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+    unsafe {
+        (*draft.action).values = [u64::from(task.loginuid()), u64::from(task.audit_session()), 0];
+        (*draft.action).extra = [
+            pair(load(cred, offset!(cred_uid)), load(cred, offset!(cred_gid))),
+            pair(load(cred, offset!(cred_euid)), load(cred, offset!(cred_egid))),
+            pair(load(cred, offset!(cred_suid)), load(cred, offset!(cred_sgid))),
+            load(cred, offset!(cred_cap_effective)),
+        ];
+    }
+}
+
+#[inline(always)]
+fn namespaces(draft: Draft, task: Task) {
+    let Some(proxy) = follow(task.address(), offset!(task_nsproxy)) else { return };
+    let pid: u32 = follow(proxy, offset!(nsproxy_pid)).map_or(0, |ns| load(ns, offset!(pid_ns_inum)));
+    let mount: u32 = follow(proxy, offset!(nsproxy_mount)).map_or(0, |ns| load(ns, offset!(mount_ns_inum)));
+    let net: u32 = follow(proxy, offset!(nsproxy_net)).map_or(0, |ns| load(ns, offset!(net_ns_inum)));
+    let user: u32 = task
+        .cred()
+        .and_then(|cred| follow(cred, offset!(cred_user_ns)))
+        .map_or(0, |ns| load(ns, offset!(user_ns_inum)));
+    unsafe {
+        (*draft.action).extra[0] = u64::from(pid) | u64::from(mount) << 32;
+        (*draft.action).extra[1] = u64::from(user) | u64::from(net) << 32;
+    }
+}
+
+/// The kernel's own path of a file. The end of the tail.
+#[inline(always)]
+fn file_path(draft: Draft, task: Task, file: u64) -> u64 {
+    let fs = follow(task.address(), offset!(task_fs));
+    let walked = path::append_file(draft.slot, file, fs, Action::SIZE as u64, 0);
+    unsafe {
+        (*draft.action).base_len = walked.pos as u16;
+        (*draft.action).walks |= walked.flags;
+        if walked.failed {
+            (*draft.action).how |= ACTION_PATH_UNREAD;
+        }
+    }
+    walked.pos
+}
+
+/// The caller's address of a socket. The end of the tail.
+#[inline(always)]
+fn address(draft: Draft) -> u64 {
+    let len = draft.argument(3) as u32;
+    let len = if u64::from(len) >= ADDRESS_MAX { ADDRESS_MAX - 1 } else { u64::from(len) };
+    let len = masked::<{ ADDRESS_MAX - 1 }>(len);
+    let read = unsafe {
+        let at = draft.slot.record::<u8>().add(Action::SIZE);
+        bpf_probe_read_user_buf(draft.argument(2) as *const u8, core::slice::from_raw_parts_mut(at, len as usize))
+    };
+    if let Err(error) = read {
+        fault::count(Site::ReadAction, i64::from(error));
+        unsafe { (*draft.action).how |= ACTION_NAME_UNREAD };
+        return 0;
+    }
+    unsafe { (*draft.action).name_len = len as u16 };
+    len
+}
+
+/// The caller's names, and the folders that they are relative to. The end of the tail.
+#[inline(always)]
+fn names(draft: Draft, task: Task, shape: u64, pos: u64) -> u64 {
+    let words = shape >> Shape::WORDS & 1 != 0;
+    let mut end = pos;
+    if draft.has(shape, Shape::NAME) {
+        let len = name(draft, draft.place(shape, Shape::NAME), end);
+        let relative = !words && is_relative(draft, end, len);
+        end += len;
+        unsafe { (*draft.action).name_len = len as u16 };
+        if relative {
+            let (after, walk) = folder(draft, task, base(draft, shape, Shape::BASE), end);
+            unsafe {
+                (*draft.action).base_len = (after - end) as u16;
+                (*draft.action).walks |= walk;
+            }
+            end = after;
+        }
+    }
+    if draft.has(shape, Shape::NAME2) {
+        let len = name(draft, draft.place(shape, Shape::NAME2), end);
+        let relative = shape >> Shape::PATH2 & 1 != 0 && is_relative(draft, end, len);
+        end += len;
+        unsafe { (*draft.action).name2_len = len as u16 };
+        if relative {
+            let (after, walk) = folder(draft, task, base(draft, shape, Shape::BASE2), end);
+            unsafe {
+                (*draft.action).base2_len = (after - end) as u16;
+                (*draft.action).walks |= walk << 16;
+            }
+            end = after;
+        }
+    }
+    end
+}
+
+/// The descriptor of the folder that a name is relative to.
+#[inline(always)]
+fn base(draft: Draft, shape: u64, at: u32) -> u64 {
+    if draft.has(shape, at) { draft.place(shape, at) } else { AT_FDCWD as u64 }
+}
+
+#[inline(always)]
+fn is_relative(draft: Draft, pos: u64, len: u64) -> bool {
+    let first = unsafe { *draft.slot.record::<u8>().add(Action::SIZE + masked::<TAIL_MASK>(pos) as usize) };
+    len == 0 || first != b'/'
+}
+
+/// Copies a name from the caller's memory. Its length.
+#[inline(always)]
+fn name(draft: Draft, from: u64, pos: u64) -> u64 {
+    if from == 0 {
+        return 0;
+    }
+    let read = unsafe {
+        let at = draft.slot.record::<u8>().add(Action::SIZE + masked::<TAIL_MASK>(pos) as usize);
+        bpf_probe_read_user_str_bytes(from as *const u8, core::slice::from_raw_parts_mut(at, NAME_MAX))
+    };
+    match read {
+        Ok(read) => masked::<{ 2 * 4096 - 1 }>(read.len() as u64),
+        Err(error) => {
+            fault::count(Site::ReadName, i64::from(error));
+            unsafe { (*draft.action).how |= ACTION_NAME_UNREAD };
+            0
+        }
+    }
+}
+
+/// Appends the path of the folder that a descriptor stands for. The end of the tail.
+#[inline(always)]
+fn folder(draft: Draft, task: Task, descriptor: u64, pos: u64) -> (u64, u32) {
+    let fs = follow(task.address(), offset!(task_fs));
+    let walked = if descriptor as i32 == AT_FDCWD {
+        fs.map(|fs| path::append(draft.slot, unsafe { fs.add(offset!(fs_pwd)) }, Some(fs), Action::SIZE as u64, pos))
+    } else {
+        descriptor::file(task, descriptor, Site::ReadAction)
+            .map(|file| path::append_file(draft.slot, file, fs, Action::SIZE as u64, pos))
+    };
+    let failed = walked.as_ref().is_none_or(|walked| walked.failed);
+    if failed {
+        unsafe { (*draft.action).how |= ACTION_PATH_UNREAD };
+    }
+    walked.map_or((pos, 0), |walked| (walked.pos, walked.flags))
+}
+
+/// At the exit of a write to a regular file: whether it was the audit login uid of a task, which decides who did what.
+#[inline(always)]
+pub fn wrote(task: Task, file: u64, inode: u64) -> Option<()> {
+    let sb: u64 = peek(inode, offset!(inode_sb), Site::ReadAction)?;
+    let magic: u64 = peek(sb, offset!(sb_magic), Site::ReadAction)?;
+    if magic != PROC_MAGIC {
+        return None;
+    }
+    let dentry: u64 = peek(file, offset!(file_path) + offset!(path_dentry), Site::ReadAction)?;
+    let from: u64 = peek(dentry, offset!(dentry_name), Site::ReadAction)?;
+    let len: u32 = peek(dentry, offset!(dentry_name_len), Site::ReadAction)?;
+    let name: u64 = peek(from, 0, Site::ReadAction)?;
+    if len != 8 || name != u64::from_le_bytes(*b"loginuid") {
+        return None;
+    }
+    let who = task.identity();
+    let scope = scope::find(task, who)?;
+    let draft = Draft::new()?;
+    clear(draft, task, 0);
+    unsafe { (*draft.action).values[0] = u64::from(task.loginuid()) };
+    send(draft, Kind::LoginUidSet as u16, who, scope, 0);
+    Some(())
+}
