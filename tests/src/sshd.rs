@@ -39,15 +39,32 @@ pub struct Sshd {
 impl Sshd {
     /// Starts one that lets only `account` in.
     pub fn start(run: &Run, name: &'static str, account: &str, keys: &Keys, pam: bool) -> Result<Self> {
+        let program = machine::program("sshd")?;
+        Self::start_program(run, name, Path::new(&program), configuration(account, keys, pam))
+    }
+
+    /// Starts one whose PAM service is `ACCOUNT-sshd`, and which takes what PAM asks for as well as keys.
+    pub fn start_gated(run: &Run, name: &'static str, account: &str, keys: &Keys) -> Result<Self> {
+        // sshd's service is named like its program.
+        let program = run.make("bin", 0o755)?.join(format!("{account}-sshd"));
+        // A second one runs the first one's copy.
+        if !program.exists() {
+            fs::copy(machine::program("sshd")?, &program)?;
+        }
+        let first = "AuthenticationMethods publickey keyboard-interactive\nKbdInteractiveAuthentication yes\n";
+        Self::start_program(run, name, &program, format!("{first}{}", configuration(account, keys, true)))
+    }
+
+    fn start_program(run: &Run, name: &'static str, program: &Path, settings: String) -> Result<Self> {
         let host_keys = run.make(name, 0o755)?;
         let key = host_keys.join("ssh_host_ed25519_key");
         make_key(&key, "host")?;
         make_privilege_folder(run)?;
         let port = free_port()?;
         let config = host_keys.join("sshd_config");
-        fs::write(&config, configuration(port, &key, account, keys, pam))?;
-        let sshd = machine::program("sshd")?;
-        let mut daemon = Daemon::start(run, name, Command::new(sshd).args(["-D", "-e", "-f"]).arg(&config))?;
+        let place = format!("Port {port}\nListenAddress 127.0.0.1\nHostKey {}\n", key.display());
+        fs::write(&config, place + &settings)?;
+        let mut daemon = Daemon::start(run, name, Command::new(program).args(["-D", "-e", "-f"]).arg(&config))?;
         daemon.wait_for("that it listens", poll::SOON, |output| output.contains("Server listening").then_some(()))?;
         Ok(Self { port, host_keys, daemon })
     }
@@ -64,7 +81,7 @@ pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0)).context("no free port")?.local_addr()?.port())
 }
 
-fn configuration(port: u16, key: &Path, account: &str, keys: &Keys, pam: bool) -> String {
+fn configuration(account: &str, keys: &Keys, pam: bool) -> String {
     let source = match keys {
         Keys::Helper(command) => {
             format!("AuthorizedKeysFile none\nAuthorizedKeysCommand {command}\nAuthorizedKeysCommandUser root\n")
@@ -73,11 +90,10 @@ fn configuration(port: u16, key: &Path, account: &str, keys: &Keys, pam: bool) -
     };
     let pam = if pam { "yes" } else { "no" };
     format!(
-        "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nPidFile none\nUsePAM {pam}\nAllowUsers {account}\n{source}\
+        "PidFile none\nUsePAM {pam}\nAllowUsers {account}\n{source}\
          AuthenticationMethods publickey\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin no\n\
          PrintMotd no\nPrintLastLog no\nUseDNS no\nMaxStartups 100\nMaxSessions 100\nSubsystem sftp internal-sftp\n\
-         LogLevel VERBOSE\n",
-        key.display()
+         LogLevel VERBOSE\n"
     )
 }
 

@@ -15,6 +15,7 @@ use crate::{
     binaries::Binaries,
     control::Control,
     daemon::Daemon,
+    gate::Gate,
     machine, poll,
     proxy::Proxy,
     query::Query,
@@ -30,6 +31,8 @@ pub const OPERATOR: &str = "alice@example.org";
 pub struct Options {
     /// Whether sshd uses PAM.
     pub pam: bool,
+    /// Whether PAM asks the gate.
+    pub gate: bool,
     /// Password that `sudo` asks the emergency account for; none: no sudo.
     pub sudo_password: Option<String>,
     /// Whether `sudo` puts commands into a terminal of their own.
@@ -50,6 +53,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             pam: true,
+            gate: false,
             sudo_password: None,
             sudo_own_terminal: false,
             max_ttl: "1h".into(),
@@ -101,7 +105,15 @@ impl Stack {
         }
         let runtime = run.make("run", 0o755)?;
         let helper = format!("{}/breakglass-agent keys --runtime {} %u", bin.display(), runtime.display());
-        let sshd = Sshd::start(&run, "sshd", &account.name, &Keys::Helper(helper), options.pam)?;
+        let keys = Keys::Helper(helper);
+        let sshd = if options.gate {
+            let gate =
+                Gate { agent: bin.join("breakglass-agent"), account: account.name.clone(), runtime: runtime.clone() };
+            gate.install(&run, &format!("{}-sshd", account.name), |text| text)?;
+            Sshd::start_gated(&run, "sshd", &account.name, &keys)?
+        } else {
+            Sshd::start(&run, "sshd", &account.name, &keys, options.pam)?
+        };
         let (collector, collector_address) = start_new_collector(&run, &binaries)?;
         let relay = if options.relay { Some(Proxy::start(collector_address)?) } else { None };
         enrol(&run, &binaries)?;

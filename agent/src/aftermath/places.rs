@@ -177,6 +177,9 @@ pub(super) const HOST: &[Place] = &[
     place(RemoteAccess, "/etc/hosts.deny", Content(0)),
     place(RemoteAccess, "/etc/hosts.equiv", Content(0)),
     place(RemoteAccess, "/etc/ssh/shosts.equiv", Content(0)),
+    // Our own doors, where they usually are: who may sign, and new one-time codes.
+    place(RemoteAccess, "/etc/breakglass", Content(2)),
+    place(RemoteAccess, "/var/lib/breakglass/codes", Content(0)),
     place(Firewall, "/etc/nftables.conf", Content(0)),
     place(Firewall, "/etc/nftables", Content(2)),
     place(Firewall, "/etc/iptables", Content(1)),

@@ -73,7 +73,7 @@ fn stopped() -> Result<()> {
 }
 
 /// Tries the operator's own key without a grant.
-fn expect_refused(stack: &Stack, when: &str) -> Result<()> {
+pub fn expect_refused(stack: &Stack, when: &str) -> Result<()> {
     let key = std::fs::read_to_string(stack.sshd.host_keys.join("ssh_host_ed25519_key.pub"))?;
     let plain = Opened {
         session: String::new(),

@@ -8,6 +8,7 @@ mod account;
 mod environment;
 mod evidence;
 mod faults;
+mod gate;
 mod harness;
 mod record;
 mod refusals;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
         environment::TESTS,
         evidence::TESTS,
         faults::TESTS,
+        gate::TESTS,
         harness::TESTS,
         record::TESTS,
         review::TESTS,
