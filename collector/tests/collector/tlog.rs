@@ -49,7 +49,7 @@ async fn a_log_that_cannot_be_right_keeps_the_collector_from_starting() {
     }
     std::fs::write(&config, good).unwrap();
     collector.serve();
-    assert_eq!(collector.stop(), Some(0));
+    assert_eq!(collector.stop().await, Some(0));
 }
 
 #[test]
