@@ -68,11 +68,14 @@ impl Control {
         }
     }
 
-    /// Sends bytes as one message, whatever they are, claiming `length`.
+    /// Sends bytes as one message, whatever they are, claiming `length`. The agent may refuse after the length and read no further;
+    /// then its answer is there to be received.
     pub fn send_raw(&mut self, length: u32, bytes: &[u8]) -> Result<()> {
         self.stream.write_all(&length.to_be_bytes())?;
-        self.stream.write_all(bytes)?;
-        Ok(())
+        match self.stream.write_all(bytes) {
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            sent => Ok(sent?),
+        }
     }
 
     /// Reads one answer.

@@ -7,10 +7,10 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
-use crate::{build::cargo, packages};
+use crate::{build::cargo, ebpf, packages};
 
 /// Arguments of `test`.
 #[derive(Args)]
@@ -43,7 +43,8 @@ pub fn run(args: &TestArgs) -> Result<()> {
         total += step("format", cargo().args(["fmt", "--all", "--check"]))?;
         // Built with the tests' features, so that the tests below compile nothing twice.
         total += step("build", cargo().args(["build", "--workspace", "--all-targets"]))?;
-        total += step("kernel object", Command::new(std::env::current_exe()?).args(["ebpf", "--check"]))?;
+        // In this process: the build may have replaced the program that it was started from.
+        total += check("kernel object", ebpf::check)?;
         total += step("lints", cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     } else {
         total += step("build", cargo().args(["build", "--workspace", "--all-targets"]))?;
@@ -58,9 +59,22 @@ pub fn run(args: &TestArgs) -> Result<()> {
 
 /// Runs one command and counts it as one check.
 fn step(name: &str, command: &mut Command) -> Result<Count> {
+    check(name, || {
+        let status = command.status().with_context(|| format!("cannot run {command:?}"))?;
+        ensure!(status.success(), "{command:?} ended with {status}");
+        Ok(())
+    })
+}
+
+/// Counts one check, and says why where it fails.
+fn check(name: &str, run: impl FnOnce() -> Result<()>) -> Result<Count> {
     println!("==> {name}");
     let start = Instant::now();
-    let passed = command.status().with_context(|| format!("cannot run {command:?}"))?.success();
+    let result = run();
+    if let Err(error) = &result {
+        println!("{error:#}");
+    }
+    let passed = result.is_ok();
     println!("==> {name}: {} ({:.1} s)", if passed { "passed" } else { "FAILED" }, start.elapsed().as_secs_f64());
     Ok(Count { passed: passed.into(), failed: (!passed).into(), skipped: 0 })
 }

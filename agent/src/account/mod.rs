@@ -161,10 +161,11 @@ impl Account {
         let overlay = self.overlay.unmount(self.checkpoint.as_ref()).map(drop);
         let overlay = overlay.map_err(|e| self.io("take away the copy mounted over", &self.shadow, e));
         let shadow = self.edit_shadow(shadow::lock, self.wait);
-        [keys, overlay, shadow].into_iter().fold(Ok(()), |all, step| match (all, step) {
-            (Err(first), Err(second)) => Err(AccountError::Several(Box::new(first), Box::new(second))),
-            (first, second) => first.and(second),
-        })
+        let failed = [keys, overlay, shadow].into_iter().filter_map(Result::err);
+        match failed.reduce(|first, second| AccountError::Several(Box::new(first), Box::new(second))) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
     }
 
     /// What the shadow file says.

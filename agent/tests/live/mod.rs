@@ -1,7 +1,6 @@
 mod harness;
 
 mod actions;
-mod cost;
 mod exec;
 mod session;
 mod stdio;

@@ -142,7 +142,8 @@ fn others() -> Result<()> {
         let hash = machine::run(Command::new(machine::program("openssl")?).args(["passwd", "-6", "right"]))?;
         machine::run(Command::new(machine::program("usermod")?).args(["-p", hash.trim(), &other.name]))?;
         let service = format!("{}-login", stack.account.name);
-        let spoilt: [(&str, fn(String) -> String); 4] = [
+        type Spoil = fn(String) -> String;
+        let spoilt: [(&str, Spoil); 4] = [
             ("as it is", |text| text),
             ("without pam_succeed_if", |text| text.replace("pam_succeed_if.so", "pam_gone.so")),
             ("without the helper", |text| text.replace("/breakglass-agent gate", "/gone gate")),
