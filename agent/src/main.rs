@@ -86,6 +86,14 @@ enum Command {
         #[arg(long)]
         socket: Option<PathBuf>,
     },
+    /// Ask for a new host key, which the next start of the agent makes; for when the old one may be in wrong hands.
+    #[command(after_help = "Example:\n  breakglass-agent rekey && systemctl restart breakglass-agent\n\n\
+        The new key is <state>/keys/host-key.pub after the start. The collector raises an alert, once.")]
+    Rekey {
+        /// The configuration.
+        #[arg(long, default_value = config::DEFAULT_PATH)]
+        config: PathBuf,
+    },
     /// One-time codes for when there is no key, such as at the console.
     #[command(subcommand)]
     Codes(Codes),
@@ -112,14 +120,6 @@ enum Codes {
         /// For programs.
         #[arg(long)]
         json: bool,
-        /// The configuration.
-        #[arg(long, default_value = config::DEFAULT_PATH)]
-        config: PathBuf,
-    },
-    /// Ask for a new host key, which the next start of the agent makes; for when the old one may be in wrong hands.
-    #[command(after_help = "Example:\n  breakglass-agent rekey && systemctl restart breakglass-agent\n\n\
-        The new key is <state>/keys/host-key.pub after the start. The collector raises an alert, once.")]
-    Rekey {
         /// The configuration.
         #[arg(long, default_value = config::DEFAULT_PATH)]
         config: PathBuf,
