@@ -151,8 +151,7 @@ impl FileKeys {
             }
             (None, None) => (files.first()?, Origin::FirstStart),
         };
-        let hex = format!("{}\n", hex::encode(state.host_key));
-        files.write(HOST_KEY, hex.as_bytes())?;
+        files.publish(&state)?;
         Ok(Self { dir: dir.to_owned(), state, origin, prepared: None, halfway: false, disk })
     }
 
@@ -201,8 +200,7 @@ impl KeyStore for FileKeys {
         files.write(NEXT, &next.encode())?;
         files.complete(&next)?;
         if matches!(link.statement.kind, Kind::NewHostKey(_)) {
-            files.write(HOST_KEY, format!("{}\n", hex::encode(next.host_key)).as_bytes())?;
-            files.remove(RENEW)?;
+            files.publish(&next)?;
         }
         self.state = next;
         self.halfway = false;
@@ -291,6 +289,16 @@ impl Files<'_> {
         let path = self.dir.join(CURRENT);
         let renamed = self.disk.rename(&self.dir.join(NEXT), &path).and_then(|()| self.disk.sync_dir(self.dir));
         renamed.map_err(io_error("put in place", path))
+    }
+
+    /// Tells people the host key, and forgets the wish for a new one where this is it.
+    fn publish(&self, state: &KeyState) -> Result<(), KeyError> {
+        let line = format!("{}\n", hex::encode(state.host_key));
+        // A full disk is no reason to go without keys.
+        if self.read(HOST_KEY)?.is_none_or(|told| *told != line.as_bytes()) {
+            self.write(HOST_KEY, line.as_bytes())?;
+        }
+        if state.epoch == 0 && state.renewal.is_some() { self.remove(RENEW) } else { Ok(()) }
     }
 
     fn wipe(&self, name: &str) -> Result<(), KeyError> {

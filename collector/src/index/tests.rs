@@ -1,11 +1,13 @@
 //! Hostile frames, interruptions, and that neither changes what comes out.
 
+use breakglass_api::checkpoint::{Kind, Statement};
 use breakglass_api::frame::{Frame, Header, seal, seal_raw};
 use breakglass_api::v1::event::Body;
 use breakglass_api::v1::left_behind::{Change, Severity};
 use breakglass_api::v1::{
-    Alert, Batch, Event, Exec, ExecFailed, Exit, Gap, InputWithheld, KernelRef, LeftBehind, Process, Ring,
-    SessionClosed, SessionOpened, SessionResumed, TerminalInput, TerminalOutput,
+    Alert, Batch, Checkpoint, Event, Exec, ExecFailed, Exit, Gap, InputWithheld, KernelRef, KeyEvolved, KeyIntroduced,
+    LeftBehind, Process, Ring, SessionClosed, SessionOpened, SessionResumed, SignedStatement, TerminalInput,
+    TerminalOutput,
 };
 use proptest::prelude::*;
 
@@ -85,6 +87,9 @@ impl Rig {
             "SELECT json_array(id, session, terminal, number, output_bytes, input_bytes, first_ns, last_ns) FROM terminals",
             "SELECT json_array(id, kind, session, subject, wall_ns, text) FROM lines",
             "SELECT json_array(terminal, place, kind, wall_ns, text) FROM current_lines",
+            "SELECT json_array(host, hex(host_key), epoch, hex(signing_key)) FROM hosts",
+            "SELECT json_array(id, host, epoch, link, seq, carrier, arrival, mark, hex(signed)) FROM statements",
+            "SELECT json_array(id, host, hex(session), carrier, wall_ns, code, message) FROM findings",
         ];
         for table in tables {
             let rows: Vec<String> = sqlx::query_scalar(table).fetch_all(&indexer.readers).await.unwrap();
@@ -157,7 +162,40 @@ fn body() -> impl Strategy<Value = Body> {
         Just(Body::SessionClosed(SessionClosed::default())),
         Just(Body::Alert(Alert::default())),
         proptest::collection::vec(0i32..4, 0..4).prop_map(left_behind),
+        signed().prop_map(|signed| Body::Checkpoint(Checkpoint { signed })),
+        signed().prop_map(|signed| Body::KeyEvolved(KeyEvolved { signed })),
+        (signed(), absurd(), 0u8..3).prop_map(|(renewal, epoch, key)| {
+            let (host_key, key) = (vec![key; 32], vec![key; 32]);
+            let links = renewal.iter().cloned().collect();
+            Body::KeyIntroduced(KeyIntroduced { host_key, epoch, key, links, renewal, reason: "\u{1b}".into() })
+        }),
     ]
+}
+
+/// Statements that can be read, by nobody.
+fn signed() -> impl Strategy<Value = Option<SignedStatement>> {
+    let statement = (0u8..3, absurd(), absurd(), 0u8..3).prop_map(|(kind, epoch, seq, key)| {
+        let kind = [Kind::Checkpoint, Kind::NextKey([key; 32]), Kind::NewHostKey([key; 32])][usize::from(kind)];
+        let statement = Statement {
+            kind,
+            reasons: 0,
+            host_id: [1; 16],
+            host_key: [key; 32],
+            epoch,
+            stream_id: [1; 16],
+            seq,
+            hash: if seq == 0 { [0; 32] } else { [key + 1; 32] },
+            boot_id: [0; 16],
+            boot_ns: 0,
+            wall_ns: 0,
+            session: [0; 16],
+            session_seq: 0,
+            numbers: Vec::new(),
+        };
+        SignedStatement { statement: statement.encode(), signature: vec![key; 64] }
+    });
+    let noise = bytes().prop_map(|bytes| SignedStatement { statement: bytes.clone(), signature: bytes });
+    proptest::option::of(prop_oneof![4 => statement, 1 => noise])
 }
 
 fn batch() -> impl Strategy<Value = Batch> {

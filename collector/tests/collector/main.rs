@@ -5,6 +5,7 @@
 mod access;
 mod commands;
 mod crash;
+mod evidence;
 mod ingest;
 mod query;
 mod search;

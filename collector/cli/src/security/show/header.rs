@@ -47,6 +47,11 @@ pub(super) fn print(printer: &mut Printer, session: &v1::Session) -> Result<()> 
         let name = printer.paint(Style::Dim, &pad(name, NAMES));
         printer.folded(&format!("  {name}"), NAMES + 2, &value)?;
     }
+    for finding in &session.findings {
+        let name = printer.paint(Style::Dim, &pad("proof", NAMES));
+        let told = format!("{} (frame {}): {}", text(&finding.code), finding.frame, text(&finding.message));
+        printer.line(&format!("  {name}{}", printer.paint(Style::Bad, &told)))?;
+    }
     Ok(())
 }
 
