@@ -14,6 +14,7 @@
 //! identity = "~/.ssh/id_ed25519_sk"   # signs, and logs in
 //! name = "alice@example.org"          # the principal in the hosts' allowed_signers
 //! ca = "ca.crt"                       # checks hosts; collector.ca where left out
+//! fast_key_exchange = true            # false: ssh's own configuration decides
 //!
 //! [hosts.web1]                        # web1 is the name in the host's certificate
 //! address = "10.0.0.5:7443"           # or: socket = "/run/breakglass/control.sock"
@@ -61,7 +62,7 @@ pub struct Collector {
 }
 
 /// The person as an operator.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct Operator {
     /// SSH key that signs and logs in: a private key, or a public one whose private half is in ssh-agent.
@@ -70,6 +71,14 @@ pub struct Operator {
     pub name: Option<String>,
     /// The private CA's certificate, PEM, that hosts are checked against; the collector's where absent.
     pub ca: Option<PathBuf>,
+    /// Whether the login prefers a fast key exchange to the client's own choice.
+    pub fast_key_exchange: bool,
+}
+
+impl Default for Operator {
+    fn default() -> Self {
+        Self { identity: None, name: None, ca: None, fast_key_exchange: true }
+    }
 }
 
 /// How to reach a host.

@@ -22,6 +22,7 @@ pub async fn login(
     target: &Target,
     opened: &Opened,
     identity: &Path,
+    kex: Option<String>,
     remote: &[String],
 ) -> Result<u8, Failure> {
     let failed = |e: std::io::Error| Failure::Other(format!("cannot run {}: {e}", ssh.display()));
@@ -30,6 +31,9 @@ pub async fn login(
     known_hosts.write_all(known_hosts_text(&alias, &opened.ssh_host_keys)?.as_bytes()).map_err(failed)?;
     let mut command = Command::new(ssh);
     command.arg("-i").arg(identity).args(options(&alias, known_hosts.path(), target, opened));
+    if let Some(kex) = kex {
+        command.arg("-o").arg(kex);
+    }
     if !remote.is_empty() && std::io::stdin().is_terminal() {
         command.arg("-t");
     }

@@ -4,6 +4,7 @@ mod client;
 mod code;
 mod cosign;
 mod failure;
+mod kex;
 mod login;
 mod sign;
 mod target;
@@ -187,6 +188,8 @@ struct Proved {
 
 async fn open(args: &OpenArgs, config: &Config, tools: &Tools) -> Result<u8, Failure> {
     let target = args.target.resolve(config)?;
+    // Asked while the proof is made; it is another program's start.
+    let kex = (config.operator.fast_key_exchange && !args.no_ssh).then(|| tokio::spawn(kex::option(tools.ssh.clone())));
     let proved = match args.code {
         true => prove_by_code(args, config, &target).await?,
         false => prove(args, config, tools, &target).await?,
@@ -197,7 +200,11 @@ async fn open(args: &OpenArgs, config: &Config, tools: &Tools) -> Result<u8, Fai
         println!("{}", opened_json(opened, &proved.challenge, proved.took));
     }
     let Some(identity) = proved.identity.filter(|_| !args.no_ssh) else { return Ok(0) };
-    let code = login::login(&tools.ssh, &target, opened, &identity, &args.command).await?;
+    let kex = match kex {
+        Some(asking) => asking.await.ok().flatten(),
+        None => None,
+    };
+    let code = login::login(&tools.ssh, &target, opened, &identity, kex, &args.command).await?;
     if !args.close_on_exit {
         say(&format!(
             "The session stays open until its deadline; to end it now: breakglass close {}",
