@@ -14,11 +14,13 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use breakglass_tests::argvs;
 use clap::Parser;
+use nix::sys::resource::{UsageWho, getrusage};
 
 /// Runs a load.
 #[derive(Parser)]
 enum Load {
-    /// Run a program so many times, one after the other, with a running number as its argument; print the nanoseconds taken.
+    /// Run a program so many times, one after the other, with a running number as its argument; print the nanoseconds taken, and
+    /// those of processor time, its own and the programs'.
     Execs {
         /// How many times.
         count: u64,
@@ -66,8 +68,20 @@ fn execs(count: u64, program: &str, rate: u64) -> Result<()> {
         let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status().context("cannot run it")?;
         ensure!(status.success(), "run {number} ended with {status}");
     }
-    println!("{}", start.elapsed().as_nanos());
+    println!("{} {}", start.elapsed().as_nanos(), processor_time()?.as_nanos());
     Ok(())
+}
+
+/// User and system time of this process and of those it waited for.
+fn processor_time() -> Result<Duration> {
+    let mut sum = Duration::ZERO;
+    for who in [UsageWho::RUSAGE_SELF, UsageWho::RUSAGE_CHILDREN] {
+        let usage = getrusage(who)?;
+        for time in [usage.user_time(), usage.system_time()] {
+            sum += Duration::new(time.tv_sec() as u64, time.tv_usec() as u32 * 1000);
+        }
+    }
+    Ok(sum)
 }
 
 fn become_true(arguments: &[Vec<u8>]) -> Result<()> {
