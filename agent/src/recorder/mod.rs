@@ -132,6 +132,8 @@ pub struct RecorderStats {
     pub too_large: u64,
     /// What is wrong at present.
     pub last_error: Option<String>,
+    /// Why [`Recorder::high_water`] says yes at present.
+    pub high_water: Option<String>,
 }
 
 enum Command {
@@ -159,6 +161,7 @@ struct Inner {
 struct Shared {
     names: Names,
     reach: Reached,
+    high_water: watch::Sender<bool>,
     stats: Mutex<RecorderStats>,
     stopping: AtomicBool,
 }
@@ -274,6 +277,13 @@ impl Recorder {
     /// What happened since the last call that should be signed for at once.
     pub fn take_marks(&self) -> (u16, Vec<Mark>) {
         self.inner.shared.reach.take()
+    }
+
+    /// Whether the spool has, or may soon have, no room for what a session does: the bound is near, the disk is full, or it has
+    /// refused for half a second. What was taken is safe all the same; what is still to be begun had better not be. It is looked
+    /// at with every commit and once a second. Both turns are alerts in the record, `spool-high-water` and `spool-has-room`.
+    pub fn high_water(&self) -> watch::Receiver<bool> {
+        self.inner.shared.high_water.subscribe()
     }
 
     /// What was done, and what is wrong.

@@ -20,7 +20,7 @@ use super::{
     source::{EventSource, Observed},
     ticket::Ticket,
 };
-use crate::spool::{Position, Spool, SpoolError, resume};
+use crate::spool::{Position, Pressure, Spool, SpoolError, resume};
 
 /// Longest sleep without anything to do; only a safety net, as everything that matters wakes the thread.
 const IDLE_WAIT: Duration = Duration::from_secs(1);
@@ -38,6 +38,8 @@ const POSITION_LINGER: Duration = Duration::from_secs(1);
 /// First and longest pause between attempts to write.
 const RETRY_FIRST: Duration = Duration::from_millis(10);
 const RETRY_MAX: Duration = Duration::from_millis(500);
+/// How long the disk may refuse before that counts as high water. A moment is nothing: the kernel's rings hold what comes.
+const REFUSED_MAX: Duration = Duration::from_millis(500);
 /// Change of wall clock against boot clock that is recorded, nanoseconds. Slewing stays below.
 const CLOCK_STEP_NS: u64 = 100_000_000;
 
@@ -60,6 +62,8 @@ pub struct Worker {
     position: Vec<u8>,
     wall_offset_ns: Option<i64>,
     last_commit: Option<Instant>,
+    /// Since when the spool has refused.
+    refused_since: Option<Instant>,
     /// Dropped last, which says that the spool is closed.
     publish: watch::Sender<(u64, Hash)>,
 }
@@ -97,6 +101,7 @@ impl Worker {
             position,
             wall_offset_ns: None,
             last_commit: None,
+            refused_since: None,
         })
     }
 
@@ -105,6 +110,7 @@ impl Worker {
             self.wait();
             self.take_commands();
             self.read();
+            self.look_at_room();
             self.commit(None);
         }
         self.finish();
@@ -237,6 +243,7 @@ impl Worker {
                 Ok(()) => return true,
                 Err(error) => self.failed(&error),
             }
+            self.look_at_room();
             let over = deadline.is_some_and(|deadline| Instant::now() >= deadline);
             if over || (deadline.is_none() && self.stopping()) {
                 return false;
@@ -244,6 +251,31 @@ impl Worker {
             thread::park_timeout(retry);
             retry = (retry * 2).min(RETRY_MAX);
         }
+    }
+
+    /// Says whether little room is left, once for each turn of it.
+    fn look_at_room(&mut self) {
+        let was = *self.shared.high_water.borrow();
+        let refused = self.refused_since.is_some_and(|since| since.elapsed() >= REFUSED_MAX);
+        let why = match self.spool.pressure(was) {
+            _ if refused => Some("the disk refuses what is recorded".to_owned()),
+            Some(Pressure::Bound { used, limit }) => {
+                Some(format!("{used} of {limit} bytes wait for the collector: bring it back or raise spool.max_bytes"))
+            }
+            Some(Pressure::NoReserve) => Some("the disk is full: free space on it".to_owned()),
+            None => None,
+        };
+        let high = why.is_some();
+        if high != was {
+            self.shared.high_water.send_replace(high);
+            let (code, text) = match &why {
+                Some(why) => ("spool-high-water", format!("the spool has little room left: {why}")),
+                None => ("spool-has-room", "the spool has room again".to_owned()),
+            };
+            tracing::warn!(code, "{text}");
+            self.items.push(Item::alert(clock::now().boot_ns, code, text));
+        }
+        self.shared.stats().high_water = why;
     }
 
     /// Whether there is something to write. Barriers that need nothing written are answered.
@@ -292,6 +324,7 @@ impl Worker {
             sealed.push((range.clone(), next.seq));
         }
         let end = self.spool.commit()?;
+        self.refused_since = None;
         self.source.release();
         (self.position, self.wall_offset_ns, self.last_commit) =
             (position, Some(now.wall_offset_ns), Some(Instant::now()));
@@ -361,6 +394,7 @@ impl Worker {
                 ticket.undo();
             }
         }
+        self.refused_since.get_or_insert_with(Instant::now);
         self.trouble(error.to_string());
     }
 

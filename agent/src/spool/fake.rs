@@ -25,6 +25,8 @@ pub struct Faults {
     pub short_writes: bool,
     /// Whether every write fails, and nothing else does.
     pub fail_writes: bool,
+    /// Whether the disk is full: nothing can be made, and nothing written where no space was reserved.
+    pub full: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -32,6 +34,8 @@ struct Inode {
     content: Vec<u8>,
     /// As of the last sync.
     durable: Vec<u8>,
+    /// Up to where space is reserved.
+    reserved: usize,
 }
 
 type Folder = BTreeMap<PathBuf, usize>;
@@ -135,7 +139,7 @@ impl FakeDisk {
         inner.now.clear();
         for (path, content) in files {
             let inode = inner.inodes.len();
-            inner.inodes.push(Inode { content: content.clone(), durable: content.clone() });
+            inner.inodes.push(Inode { content: content.clone(), durable: content.clone(), reserved: content.len() });
             inner.now.insert(path.clone(), inode);
         }
         inner.history.clear();
@@ -155,6 +159,14 @@ impl Inner {
                 *after -= 1;
                 Ok(())
             }
+        }
+    }
+
+    /// Whether space up to `end` can be had where there is some up to `reserved`.
+    fn room(&self, reserved: usize, end: usize) -> io::Result<()> {
+        match self.faults.full && end > reserved {
+            true => Err(io::Error::from_raw_os_error(nix::libc::ENOSPC)),
+            false => Ok(()),
         }
     }
 
@@ -183,6 +195,7 @@ impl FileSystem for FakeDisk {
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
         let mut inner = self.inner();
         inner.fault()?;
+        inner.room(0, 1)?;
         let inode = inner.inodes.len();
         inner.inodes.push(Inode::default());
         inner.change(|folder| {
@@ -257,8 +270,10 @@ impl DiskFile for FakeFile {
         let refused = inner.faults.fail_writes.then(|| io::Error::from_raw_os_error(inner.faults.errno));
         let fault = refused.map_or_else(|| inner.fault(), Err);
         let len = if fault.is_err() { len / 2 } else { len };
-        let content = &mut inner.inodes[self.inode].content;
         let end = offset as usize + len;
+        let Inode { content, reserved, .. } = &inner.inodes[self.inode];
+        inner.room(*reserved.max(&content.len()), end)?;
+        let content = &mut inner.inodes[self.inode].content;
         if content.len() < end {
             content.resize(end, 0);
         }
@@ -273,7 +288,9 @@ impl DiskFile for FakeFile {
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut inner = self.inner()?;
         inner.fault()?;
-        inner.inodes[self.inode].content.resize(len as usize, 0);
+        let inode = &mut inner.inodes[self.inode];
+        inode.content.resize(len as usize, 0);
+        inode.reserved = len as usize;
         Ok(())
     }
 
@@ -288,7 +305,12 @@ impl DiskFile for FakeFile {
         Ok(())
     }
 
-    fn reserve(&self, _: u64) -> io::Result<()> {
-        self.inner()?.fault()
+    fn reserve(&self, len: u64) -> io::Result<()> {
+        let mut inner = self.inner()?;
+        inner.fault()?;
+        let len = len as usize;
+        inner.room(inner.inodes[self.inode].reserved, len)?;
+        inner.inodes[self.inode].reserved = len;
+        Ok(())
     }
 }

@@ -6,7 +6,8 @@
 //! - What was reported as not written does not appear later. The one exception is named: while the disk refuses even the
 //!   undoing ([`Spool::is_settled`] says so), a crash may bring a refused group back, whole.
 //! - A full disk does not stop a running session at once: the rest of the open segment and one more whole segment are
-//!   reserved ahead.
+//!   reserved ahead, and what the collector has is deleted even where not a byte can be allocated. That the reserve is
+//!   gone, or the bound is near, is said while there is still room ([`Spool::pressure`]), so that less can be let happen.
 //! - A failed write or sync changes nothing: the spool goes back to the last committed group, and the same frames can be
 //!   tried again.
 //! - Damage is isolated and reported; what lies behind it is still shipped. Nothing read from the disk can cause a panic.
@@ -38,7 +39,8 @@
 //! is written, so that at most one frame of the whole spool is ever on its way to the disk, and it is the last.
 //!
 //! `acked` is an optimisation (the collector's Welcome is the truth); it is rewritten by rename now and then, and always,
-//! synced, before segments are deleted on its account.
+//! synced, before segments are deleted on its account. On a full disk it is overwritten in place instead, which allocates
+//! nothing: 64 bytes lie in one sector, and a torn one counts as none.
 //!
 //! # Recovery, on [`Spool::open`]
 //!
@@ -81,7 +83,7 @@ pub use self::{
     error::SpoolError,
     fs::{Disk, DiskFile, FileSystem, OsDisk},
     reader::{SpoolReader, Stored, StreamInfo},
-    writer::{Next, Spool},
+    writer::{Next, Pressure, Spool},
 };
 
 /// Most frames in one group. A round of the recorder makes one or two; recovery looks back this far for the end of a group.
@@ -94,6 +96,14 @@ pub struct Limits {
     pub max_bytes: u64,
     /// Size at which a segment is ended, bytes. A larger frame gets a segment of its own.
     pub segment_bytes: u64,
+}
+
+impl Limits {
+    /// Unacknowledged bytes above which little room is left: a sixteenth of the bound, and two segments at least, are kept
+    /// for what the kernel's rings hold and for the end of a session.
+    pub fn high_mark(&self) -> u64 {
+        self.max_bytes.saturating_sub((self.max_bytes / 16).max(2 * self.segment_bytes))
+    }
 }
 
 /// The end of a stream.

@@ -232,7 +232,7 @@ proptest! {
                     count,
                     errno: if full { nix::libc::ENOSPC } else { nix::libc::EIO },
                     short_writes: short,
-                    fail_writes: false,
+                    ..Faults::default()
                 }),
                 Step::Heal => model.disk.set_faults(Faults::default()),
                 Step::Crash { torn, chance } => model.crash(torn, chance),

@@ -1,6 +1,7 @@
 //! Reading what is durable, and forgetting what the collector has. Runs beside the writer, on threads that may block.
 
 use std::{
+    io,
     sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
@@ -9,7 +10,7 @@ use breakglass_api::frame::{Hash, Header};
 
 use super::{
     DiskFile, Position, SpoolError, SpoolError as E,
-    fs::{remove_if_there, replace},
+    fs::{remove_if_there, replace, write_all},
     index::Shared,
     layout::{ACKED, Acked, SegmentId},
     scan::{frame_len_at, read_frame},
@@ -173,8 +174,7 @@ impl SpoolReader {
         let shared = &self.shared;
         let mut written = shared.housekeeping.lock().unwrap_or_else(PoisonError::into_inner);
         if *written != acked || !segments.is_empty() {
-            replace(shared.disk.as_ref(), &shared.dir, ACKED, &acked.encode(), !segments.is_empty())
-                .map_err(E::io("write", shared.dir.join(ACKED)))?;
+            self.put_acked(&acked, !segments.is_empty()).map_err(E::io("write", shared.dir.join(ACKED)))?;
             *written = acked;
         }
         for id in segments {
@@ -184,6 +184,19 @@ impl SpoolReader {
             shared.index().segments.remove(id);
         }
         Ok(())
+    }
+
+    fn put_acked(&self, acked: &Acked, durable: bool) -> io::Result<()> {
+        let (disk, dir) = (self.shared.disk.as_ref(), &self.shared.dir);
+        match replace(disk, dir, ACKED, &acked.encode(), durable) {
+            // Without this a full disk could never be emptied.
+            Err(full) if matches!(full.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                let file = disk.open(&dir.join(ACKED)).map_err(|_| full)?;
+                write_all(file.as_ref(), &acked.encode(), 0)?;
+                file.sync()
+            }
+            done => done,
+        }
     }
 
     fn locate(&self, generation: u64, seq: u64) -> Option<(SegmentId, u64, u64)> {

@@ -44,6 +44,7 @@ struct State<'a> {
     dir: &'a Path,
     limits: &'a Limits,
     meta: Option<Meta>,
+    acked_there: bool,
     acked: Acked,
     ids: Vec<SegmentId>,
     survey: Survey,
@@ -59,7 +60,8 @@ struct Ended {
 impl<'a> State<'a> {
     fn read(disk: &'a Disk, dir: &'a Path, limits: &'a Limits) -> Result<Self, SpoolError> {
         let meta = small(disk.as_ref(), dir, META, Meta::decode)?;
-        let acked = small(disk.as_ref(), dir, ACKED, Acked::decode)?.unwrap_or_default();
+        let acked = small(disk.as_ref(), dir, ACKED, Acked::decode)?;
+        let (acked_there, acked) = (acked.is_some(), acked.unwrap_or_default());
         let names = disk.list(dir).map_err(E::io("list", dir))?;
         for name in names.iter().filter(|name| name.ends_with(TEMPORARY)) {
             remove(disk.as_ref(), dir, name)?;
@@ -68,7 +70,7 @@ impl<'a> State<'a> {
         ids.sort_unstable();
         drop_acknowledged(disk.as_ref(), dir, &mut ids, &acked)?;
         let survey = survey(disk.as_ref(), dir, &ids)?;
-        Ok(Self { disk, dir, limits, meta, acked, ids, survey })
+        Ok(Self { disk, dir, limits, meta, acked_there, acked, ids, survey })
     }
 
     fn repair_damage(&self) -> Result<(), SpoolError> {
@@ -220,6 +222,11 @@ impl<'a> State<'a> {
         if self.meta != Some(meta) {
             replace(self.disk.as_ref(), self.dir, META, &meta.encode(), true)
                 .map_err(E::io("write", self.dir.join(META)))?;
+        }
+        if !self.acked_there {
+            // So that it can be overwritten in place once the disk is full.
+            replace(self.disk.as_ref(), self.dir, ACKED, &self.acked.encode(), false)
+                .map_err(E::io("write", self.dir.join(ACKED)))?;
         }
         if let Some(mut last) = segments.last_entry() {
             let end = self.survey.recent.iter().rev().find(|at| at.seq == position.seq);

@@ -10,8 +10,8 @@ use breakglass_api::{
 use proptest::prelude::*;
 
 use super::{
-    Limits, Spool, SpoolError,
-    fake::FakeDisk,
+    Limits, Pressure, Spool, SpoolError,
+    fake::{FakeDisk, Faults},
     model::{DIR, LIMITS, read_all, seal_next},
 };
 
@@ -248,6 +248,41 @@ fn full_is_refused_until_the_collector_has_something() {
     assert_eq!(spool.commit().unwrap().seq, last.seq + 1);
     reader.acknowledge(1, last.seq + 1, sealed.hash).unwrap();
     assert!(disk.files().len() < 8, "acknowledged segments are gone: {:?}", disk.files());
+}
+
+#[test]
+fn a_full_disk_takes_what_was_reserved_and_is_emptied_by_acknowledgements() {
+    let disk = FakeDisk::default();
+    let (mut spool, _) = open(&disk);
+    fill(&mut spool, 1..=1);
+    assert_eq!(spool.pressure(false), None);
+    disk.set_faults(Faults { full: true, ..Faults::default() });
+    let mut mark = 1;
+    let refused = loop {
+        mark += 1;
+        let sealed = seal_next(&spool, mark, 300, true);
+        if let Err(error) = spool.append(&sealed).and_then(|()| spool.commit().map(drop)) {
+            break error;
+        }
+    };
+    assert!(refused.to_string().contains("free space"), "{refused}");
+    assert_eq!(
+        mark as usize,
+        2 * (LIMITS.segment_bytes as usize / 500) + 1,
+        "the open segment and the reserve were used"
+    );
+    assert_eq!(spool.pressure(false), Some(Pressure::NoReserve));
+    let end = spool.durable();
+    assert_eq!(end.seq, mark - 1);
+
+    let segments = disk.files().len();
+    spool.reader().acknowledge(end.generation, end.seq, end.hash).unwrap();
+    assert!(disk.files().len() < segments, "nothing could be deleted");
+    disk.crash(|_| 0);
+    drop(spool);
+    let (mut spool, recovery) = open(&disk);
+    assert_eq!((recovery.last_seq, recovery.damage.len(), spool.reader().acked().seq), (end.seq, 0, end.seq));
+    assert_eq!(spool.pressure(false), None);
 }
 
 #[test]

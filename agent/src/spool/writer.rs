@@ -1,6 +1,10 @@
 //! Appending, committing and going back.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use breakglass_api::frame::{Hash, Sealed};
 
@@ -28,8 +32,8 @@ pub struct Spool {
     dirty: bool,
     /// Whether a reserve is there.
     spare: bool,
-    /// Whether it was said that there is none.
-    spare_missed: bool,
+    /// When making one was last tried and failed; it was said then.
+    spare_missed: Option<Instant>,
     _lock: Box<dyn Send>,
 }
 
@@ -45,6 +49,23 @@ struct OpenSegment {
     file: Box<dyn DiskFile>,
     /// Whether a frame was written since the last sync.
     unsynced: bool,
+}
+
+/// How often a missing reserve is tried again.
+const RESERVE_RETRY: Duration = Duration::from_secs(1);
+
+/// Why the spool may soon have to refuse what is recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pressure {
+    /// What waits for the collector is above [`Limits::high_mark`].
+    Bound {
+        /// Bytes that wait.
+        used: u64,
+        /// The bound, bytes.
+        limit: u64,
+    },
+    /// The disk has no room for the next segment.
+    NoReserve,
 }
 
 /// What the next frame must say to continue the chain.
@@ -103,7 +124,7 @@ impl Spool {
             touched: Vec::new(),
             dirty: false,
             spare: false,
-            spare_missed: false,
+            spare_missed: None,
             _lock: lock,
         };
         spool.reserve();
@@ -152,6 +173,21 @@ impl Spool {
     pub fn rollback(&mut self) -> Result<(), SpoolError> {
         self.dirty = true;
         self.settle()
+    }
+
+    /// Whether little room is left, and of which kind. `was` says whether there was pressure before: it ends only once a whole
+    /// segment more is free than where it begins.
+    pub fn pressure(&mut self, was: bool) -> Option<Pressure> {
+        if self.spare_missed.is_some_and(|tried| tried.elapsed() >= RESERVE_RETRY) {
+            self.reserve();
+        }
+        let limits = self.shared.limits;
+        let used = self.shared.index().unacknowledged_bytes() + self.uncommitted_bytes();
+        let mark = if was { limits.high_mark().saturating_sub(limits.segment_bytes) } else { limits.high_mark() };
+        if used > mark {
+            return Some(Pressure::Bound { used, limit: limits.max_bytes });
+        }
+        (!self.spare).then_some(Pressure::NoReserve)
     }
 
     /// Whether nothing is left to undo. While there is, a crash may bring back a group that was refused.
@@ -239,11 +275,12 @@ impl Spool {
         let path = self.shared.dir.join(SPARE);
         let made = self.shared.disk.create(&path).and_then(|file| file.reserve(self.shared.limits.segment_bytes));
         match made {
-            Ok(()) => (self.spare, self.spare_missed) = (true, false),
-            Err(error) if !std::mem::replace(&mut self.spare_missed, true) => {
-                tracing::warn!(file = %path.display(), %error, "no space can be reserved for the next segment");
+            Ok(()) => (self.spare, self.spare_missed) = (true, None),
+            Err(error) => {
+                if self.spare_missed.replace(Instant::now()).is_none() {
+                    tracing::warn!(file = %path.display(), %error, "no space can be reserved for the next segment");
+                }
             }
-            Err(_) => {}
         }
     }
 
