@@ -7,6 +7,7 @@ mod ebpf;
 mod lab;
 mod packages;
 mod run;
+mod soak;
 mod test;
 
 use anyhow::Result;
@@ -32,6 +33,8 @@ enum Task {
     Ebpf(ebpf::EbpfArgs),
     /// Run tests in virtual machines with stock Debian kernels
     Lab(lab::LabArgs),
+    /// Hunt for faults for minutes or hours: fuzzing, and what else is too long for every change
+    Soak(soak::SoakArgs),
 }
 
 fn main() -> Result<()> {
@@ -41,6 +44,7 @@ fn main() -> Result<()> {
         Task::Bench(args) => run::bench(&args),
         Task::Ebpf(args) => ebpf::run(args),
         Task::Lab(args) => lab::run(args),
+        Task::Soak(args) => soak::run(&args),
     }
 }
 
