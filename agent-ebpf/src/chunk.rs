@@ -19,6 +19,8 @@ const STEPS_MAX: u32 = 1024;
 /// What a chunk says where the copy ended early.
 const E2BIG: u16 = 7;
 const EFAULT: u16 = 14;
+/// Where it cannot be made: the bytes never were in the caller's memory.
+const EOPNOTSUPP: u16 = 95;
 
 /// Where the bytes are.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -101,10 +103,44 @@ pub fn send_from_trace(copy: &Copy) -> Outcome {
     run(scratch::TRACE, copy, trace_step as *mut c_void)
 }
 
-/// The same for programs at function exits.
+/// The same for the program at the exit of `pty_write`.
 #[inline(always)]
 pub fn send_from_fexit(copy: &Copy) -> Outcome {
     run(scratch::FEXIT, copy, fexit_step as *mut c_void)
+}
+
+/// For that at the exit of the line discipline's input.
+#[inline(always)]
+pub fn send_from_ldisc(copy: &Copy) -> Outcome {
+    run(scratch::LDISC, copy, ldisc_step as *mut c_void)
+}
+
+/// For those at the exits of console and serial drivers.
+#[inline(always)]
+pub fn send_from_console(copy: &Copy) -> Outcome {
+    run(scratch::CONSOLE, copy, console_step as *mut c_void)
+}
+
+/// Sends a single byte that is in no memory.
+#[inline(always)]
+pub fn send_byte(slot: Slot, copy: &Copy, byte: u8) {
+    let state: *mut State = slot.state();
+    unsafe {
+        begin(slot, copy);
+        *slot.record::<u8>().add(Chunk::SIZE) = byte;
+        emit_chunk(slot, state, 1, 1, 0);
+    }
+}
+
+/// Says that so many bytes passed where they cannot be seen.
+#[inline(always)]
+pub fn send_missing(copy: &Copy) {
+    let Some(slot) = Slot::get(scratch::TRACE) else { return };
+    let state: *mut State = slot.state();
+    unsafe {
+        begin(slot, copy);
+        emit_chunk(slot, state, copy.total, 0, EOPNOTSUPP);
+    }
 }
 
 extern "C" fn trace_step(_index: u64, _context: *mut c_void) -> i64 {
@@ -115,32 +151,49 @@ extern "C" fn fexit_step(_index: u64, _context: *mut c_void) -> i64 {
     step(scratch::FEXIT)
 }
 
+extern "C" fn ldisc_step(_index: u64, _context: *mut c_void) -> i64 {
+    step(scratch::LDISC)
+}
+
+extern "C" fn console_step(_index: u64, _context: *mut c_void) -> i64 {
+    step(scratch::CONSOLE)
+}
+
+/// The parts of a copy that every chunk of it has, and nothing done yet.
 #[inline(always)]
-fn run(index: u32, copy: &Copy, step: *mut c_void) -> Outcome {
-    let Some(slot) = Slot::get(index) else { return CHUNKS_SENT | CHUNKS_UNREAD | CHUNKS_LOST };
+unsafe fn begin(slot: Slot, copy: &Copy) {
     let state: *mut State = slot.state();
+    let chunk: *mut Chunk = slot.record();
     unsafe {
-        let vectored = copy.source == Source::UserVector || copy.source == Source::UserVectorCompat;
-        (*state).address = copy.address;
-        (*state).vector = if vectored { copy.address } else { 0 };
-        (*state).range_left = if vectored { 0 } else { copy.total };
         (*state).left = copy.total;
         (*state).offset = 0;
         (*state).who = copy.who;
         (*state).slot = copy.slot;
         (*state).kind = copy.kind as u16;
-        (*state).site = copy.site as u32;
-        (*state).compat = u8::from(copy.source == Source::UserVectorCompat);
-        (*state).kernel = u8::from(copy.source == Source::Kernel);
         (*state).unread = 0;
         (*state).lost = 0;
-        let chunk: *mut Chunk = slot.record();
         (*chunk).total = copy.total;
         (*chunk).terminal = copy.terminal;
         (*chunk).index = copy.index;
         (*chunk).rows = copy.rows;
         (*chunk).cols = copy.cols;
         (*chunk).part = copy.part;
+    }
+}
+
+#[inline(always)]
+fn run(index: u32, copy: &Copy, step: *mut c_void) -> Outcome {
+    let Some(slot) = Slot::get(index) else { return CHUNKS_SENT | CHUNKS_UNREAD | CHUNKS_LOST };
+    let state: *mut State = slot.state();
+    unsafe {
+        begin(slot, copy);
+        let vectored = copy.source == Source::UserVector || copy.source == Source::UserVectorCompat;
+        (*state).address = copy.address;
+        (*state).vector = if vectored { copy.address } else { 0 };
+        (*state).range_left = if vectored { 0 } else { copy.total };
+        (*state).site = copy.site as u32;
+        (*state).compat = u8::from(copy.source == Source::UserVectorCompat);
+        (*state).kernel = u8::from(copy.source == Source::Kernel);
         let steps = bpf_loop(STEPS_MAX, step, core::ptr::null_mut(), 0);
         if steps < 0 {
             fault::count(Site::Loop, steps);

@@ -7,7 +7,10 @@ use aya_ebpf::{
 };
 use breakglass_abi::{
     ProcessKey, Settings, Tag,
-    settings::{NO_UID, SETTING_DENY, SLOT_CLOSING, Site, TAG_BY_DESCENT, TAG_BY_LOGINUID, TAG_BY_UID, TAG_EXECUTED},
+    settings::{
+        NO_UID, SETTING_DENY, SETTING_KILL_UNGRANTED, SLOT_CLOSING, Site, TAG_BY_DESCENT, TAG_BY_LOGINUID, TAG_BY_UID,
+        TAG_EXECUTED,
+    },
 };
 
 use crate::{
@@ -61,6 +64,32 @@ pub fn find(task: Task, who: Identity) -> Option<Scope> {
     }
     account_cause(task, settings)?;
     Some(Scope { slot: settings.open_slot, tagged: true })
+}
+
+/// Whether a program outside of every session is to be witnessed: the number of the session that is open. A child that was made
+/// just before its parent was tagged at the agent's request enters the scope here instead.
+#[inline(always)]
+pub fn witness(task: Task, who: Identity) -> Option<Witness> {
+    let settings = settings()?;
+    if settings.open_slot == 0 {
+        return None;
+    }
+    let parent = task.parent()?.identity();
+    match unsafe { TAGS.get(&parent.key()) } {
+        Some(tag) if tag.slot != 0 => {
+            let tag = Tag { slot: tag.slot, cause: TAG_BY_DESCENT, flags: TAG_EXECUTED };
+            Some(Witness::Late(insert(&who.key(), tag)))
+        }
+        _ => Some(Witness::Other(settings.open_slot)),
+    }
+}
+
+/// What a program is that was started by a task without a tag.
+pub enum Witness {
+    /// Somebody else's, while this session is open.
+    Other(u32),
+    /// In scope after all.
+    Late(Scope),
 }
 
 /// Tags a new process whose parent is in scope. `None` where it is not.
@@ -122,6 +151,12 @@ pub fn closing(slot: u32) -> bool {
 #[inline(always)]
 pub fn deny_unrecorded() -> bool {
     settings().is_some_and(|settings| settings.flags & SETTING_DENY != 0)
+}
+
+/// Whether what the account runs outside of every session may not run.
+#[inline(always)]
+pub fn kill_ungranted() -> bool {
+    settings().is_some_and(|settings| settings.flags & SETTING_KILL_UNGRANTED != 0)
 }
 
 /// Kills the running process before it returns to its program. The init process is never killed.

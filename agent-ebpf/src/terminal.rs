@@ -38,8 +38,8 @@ pub enum End {
     Master,
     /// `/dev/pts/N`.
     Slave,
-    /// Not a pseudo terminal.
-    Other,
+    /// A console or a serial line: it has one end only.
+    Line,
 }
 
 /// The driver's numbers of a `tty_struct`: major, and minor of this terminal.
@@ -60,7 +60,7 @@ pub fn end_of(major: u32) -> End {
     } else if MASTER_MAJORS.contains(&major) {
         End::Master
     } else {
-        End::Other
+        End::Line
     }
 }
 
@@ -80,7 +80,11 @@ pub fn claim(slave: u64, slot: u32) -> Option<Terminal> {
             return Some(*known);
         }
     }
-    let index: u32 = peek(slave, offset!(tty_index), Site::ReadTerminal)?;
+    let (major, minor) = device(slave)?;
+    let index = match end_of(major) {
+        End::Line => (major << 20) | minor,
+        _ => peek(slave, offset!(tty_index), Site::ReadTerminal)?,
+    };
     let terminal = Terminal { id: new_id(), slot, session, index, reserved: 0 };
     if let Err(error) = TERMINALS.insert(&slave, &terminal, 0) {
         fault::count(Site::TerminalInsert, i64::from(error));

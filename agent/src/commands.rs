@@ -113,7 +113,9 @@ fn doctor_text(report: &kernel::Doctor) -> String {
             Verdict::Refused(why) => ("refused", why.as_str()),
             Verdict::Unknown(why) => ("unknown", why.as_str()),
         };
-        let _ = writeln!(text, "{state:<8} {:<16} {:<36} {why}", probe.program, probe.hook);
+        let cost =
+            probe.verified_instructions.map(|count| format!("{count} instructions verified")).unwrap_or_default();
+        let _ = writeln!(text, "{state:<8} {:<20} {:<36} {why}{cost}", probe.program, probe.hook);
     }
     text
 }

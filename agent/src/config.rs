@@ -143,6 +143,11 @@ pub struct Kernel {
     pub pins: PathBuf,
     /// The glass is not broken below this tier.
     pub minimum_tier: Tier,
+    /// No more of the kernel is used than this tier, whatever it allows: for comparing tiers, and around a kernel whose better ones
+    /// misbehave. A trade of evidence for nothing otherwise.
+    pub maximum_tier: Tier,
+    /// What becomes of a program that the emergency account starts while no session is open. It is an alert in any case.
+    pub ungranted: Ungranted,
     /// Ring for what must never be lost, bytes; a power of two of at least a page.
     #[serde(deserialize_with = "size")]
     pub audit_ring: u64,
@@ -161,6 +166,16 @@ pub struct Aftermath {
     /// Whether the local file systems are walked for files with special rights, at rest and after each session. It takes about a
     /// second for a hundred thousand files; without it a setuid copy of a shell is not listed, and every review says so.
     pub walk: bool,
+}
+
+/// What becomes of a program that runs without a grant.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Ungranted {
+    /// It runs, and is recorded.
+    Alert,
+    /// It is killed before its first instruction, and recorded.
+    Kill,
 }
 
 /// How much the running kernel allows.
@@ -246,6 +261,8 @@ impl Default for Kernel {
         Self {
             pins: "/sys/fs/bpf/breakglass".into(),
             minimum_tier: Tier::Basic,
+            maximum_tier: Tier::Full,
+            ungranted: Ungranted::Alert,
             audit_ring: 16 << 20,
             witness_ring: 4 << 20,
             bulk_ring: 16 << 20,

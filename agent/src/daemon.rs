@@ -34,6 +34,7 @@ use crate::{
         manager::Manager,
         service::{Facts, Service},
         ungranted::Ungranted,
+        witness::Witnessing,
     },
     ship::{self, Shipper},
     spool::{Limits, Spool, SpoolReader},
@@ -185,13 +186,24 @@ async fn stop(parts: Parts, reason: &str) -> anyhow::Result<()> {
 fn start_kernel(config: &Config, uid: u32) -> (Result<Kernel, String>, Option<Box<dyn EventSource>>) {
     match Kernel::start(&kernel::Options::new(&config.kernel, uid)) {
         Ok((kernel, reader)) => {
-            let source: Box<dyn EventSource> = Box::new(Ungranted::<Reader>::new(reader));
+            let source = watched(&kernel, reader, uid);
             (Ok(kernel), Some(source))
         }
         Err(error) => {
             let error = format!("{:#}", anyhow::Error::from(error));
             tracing::error!(error, "the kernel programs cannot be loaded; see `breakglass-agent doctor`");
             (Err(error), None)
+        }
+    }
+}
+
+/// What the kernel tells, with the links of programs outside the session and the alerts that it gives reason for.
+fn watched(kernel: &Kernel, reader: Reader, uid: u32) -> Box<dyn EventSource> {
+    match kernel.tagger() {
+        Ok(tagger) => Box::new(Ungranted::new(Witnessing::new(reader, Box::new(tagger)), uid)),
+        Err(error) => {
+            tracing::error!(%error, "what a session has others start is recorded and not followed");
+            Box::new(Ungranted::new(reader, uid))
         }
     }
 }

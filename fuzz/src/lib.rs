@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod evidence;
+mod host;
 pub mod mutate;
 mod proofs;
 mod wire;
@@ -36,6 +37,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "grant-text", about: "texts that operators sign", max_len: 4608, run: proofs::grant_text },
     Target { name: "code", about: "one-time codes as they are typed", max_len: 160, run: proofs::code },
     Target { name: "control", about: "what comes in at the control port", max_len: 8192, run: wire::control },
+    Target { name: "btf", about: "the kernel's type information", max_len: 4096, run: host::btf },
     Target { name: "frame", about: "frames of events", max_len: 8192, run: wire::frame },
     Target { name: "agent-message", about: "what agents send to the collector", max_len: 8192, run: wire::agent },
     Target {

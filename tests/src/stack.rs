@@ -47,6 +47,10 @@ pub struct Options {
     pub ship: bool,
     /// Size of a memory disk for the agent's state, as mount(8) takes it, such as "6m"; none: it lies where the rest does.
     pub state_disk: Option<&'static str>,
+    /// Size of the ring for output, as the agent takes it; none: its default.
+    pub bulk_ring: Option<&'static str>,
+    /// No more of the kernel is used than this tier; none: all that there is.
+    pub maximum_tier: Option<&'static str>,
 }
 
 impl Default for Options {
@@ -61,6 +65,8 @@ impl Default for Options {
             relay: false,
             ship: true,
             state_disk: None,
+            bulk_ring: None,
+            maximum_tier: None,
         }
     }
 }
@@ -328,7 +334,7 @@ fn agent_config(run: &Run, account: &Account, sshd: &Sshd, options: &Options, co
          [account]\nname = \"{}\"\nssh_port = {}\nssh_host_keys = \"{}\"\n\n\
          [grant]\nallowed_signers = \"{folder}/allowed_signers\"\nmax_ttl = \"{max}\"\ndefault_ttl = \"{max}\"\n\n\
          [control]\nsocket = \"{folder}/run/control.sock\"\nlisten = \"127.0.0.1:0\"\n{ship}\n\
-         [aftermath]\nwalk = {walk}\n\n[kernel]\npins = \"{}\"\n",
+         [aftermath]\nwalk = {walk}\n\n[kernel]\npins = \"{}\"\n{kernel}",
         run.name(),
         account.name,
         sshd.port,
@@ -336,5 +342,12 @@ fn agent_config(run: &Run, account: &Account, sshd: &Sshd, options: &Options, co
         pins(run).display(),
         max = options.max_ttl,
         walk = options.walk,
+        kernel = kernel_settings(options),
     )
+}
+
+fn kernel_settings(options: &Options) -> String {
+    let setting = |key: &str, value: Option<&str>| value.map(|value| format!("{key} = \"{value}\"\n"));
+    let settings = [("bulk_ring", options.bulk_ring), ("maximum_tier", options.maximum_tier)];
+    settings.into_iter().filter_map(|(key, value)| setting(key, value)).collect()
 }

@@ -27,8 +27,10 @@ pub const EXEC_AT: u16 = 6;
 pub const PIPE: u16 = 7;
 /// A descriptor put in another's place.
 pub const DUP: u16 = 8;
+/// Bytes moved between two descriptors.
+pub const SPLICE: u16 = 9;
 /// Code of the first call that becomes an [`crate::Action`].
-pub const FIRST_ACTION: u16 = 9;
+pub const FIRST_ACTION: u16 = 10;
 
 /// What has to be looked at before a call becomes a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,10 +160,10 @@ const NO_SHAPE: Shape = Shape(0);
 
 /// Index plus one is the code.
 const ROWS: &[Row] = &[
-    // read; readv, preadv, preadv2; write; writev, pwritev, pwritev2
+    // read; readv, preadv, preadv2; write, pwrite64; writev, pwritev, pwritev2
     row(&[0], &[3], NO_SHAPE),
     row(&[19, 295, 327, 515, 534, 546], &[145, 333, 378], NO_SHAPE),
-    row(&[1], &[4], NO_SHAPE),
+    row(&[1, 18], &[4, 181], NO_SHAPE),
     row(&[20, 296, 328, 516, 535, 547], &[146, 334, 379], NO_SHAPE),
     // execve; execveat
     row(&[59, 520], &[11], NO_SHAPE),
@@ -169,6 +171,8 @@ const ROWS: &[Row] = &[
     // pipe, pipe2; dup2, dup3
     row(&[22, 293], &[42, 331], NO_SHAPE),
     row(&[33, 292], &[63, 330], NO_SHAPE),
+    // splice
+    row(&[275], &[313], NO_SHAPE),
     // open; openat, openat2; creat; open_by_handle_at
     row(&[2], &[5], Shape::of(Kind::FileOpened).file(RESULT).values(2, 0, 0).special(Special::Open)),
     row(&[257], &[295], Shape::of(Kind::FileOpened).file(RESULT).values(3, 0, 0).special(Special::Open)),
@@ -318,6 +322,7 @@ mod tests {
             (EXEC_AT, 322),
             (PIPE, 22),
             (DUP, 33),
+            (SPLICE, 275),
         ];
         for (code, number) in known {
             assert_eq!(TABLE[number] & 0xff, code);

@@ -20,4 +20,4 @@ pub use record::{Action, Chunk, Exec, ExecFailed, Exit, Fork, Header, Kind, Ring
 pub use settings::{Counter, MappedKey, ProcessKey, Settings, StdioEnd, StdioKey, Tag, Terminal};
 
 /// Version of everything in this crate; raised by any change of layout or meaning. Part of the name of the pin folder.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;

@@ -219,10 +219,14 @@ offsets! {
     sock_family,
     /// `sock.__sk_common.skc_dport`
     sock_port,
+    /// `sock.__sk_common.skc_num`
+    sock_num,
     /// `sock.__sk_common.skc_daddr`
     sock_address,
     /// `sock.__sk_common.skc_v6_daddr`; absent without IPv6
     sock_address6,
+    /// `sock.sk_peer_pid`
+    sock_peer_pid,
     /// `unix_sock.peer`
     unix_peer,
     /// `super_block.s_magic`

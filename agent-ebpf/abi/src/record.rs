@@ -128,11 +128,14 @@ pub enum Kind {
     Accounting = 146,
     /// [`Action`]: access to I/O ports.
     PortAccess = 147,
+    /// [`Action`]: the screen of a virtual console was written to by its device; the name is the beginning of what was written. Values: minor
+    /// number, bytes.
+    ScreenPainted = 148,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 50] = [
+    pub const ALL: [Self; 51] = [
         Self::Exec,
         Self::ExecPart,
         Self::ExecFailed,
@@ -183,6 +186,7 @@ impl Kind {
         Self::Swap,
         Self::Accounting,
         Self::PortAccess,
+        Self::ScreenPainted,
     ];
 
     /// The kind with this number.
@@ -327,6 +331,10 @@ pub const FAULT_FILENAME: u32 = 16;
 pub const FAULT_CREDENTIALS: u32 = 32;
 /// The parent could not be read.
 pub const FAULT_PARENT: u32 = 64;
+/// Only the beginning of the arguments is there: all that is kept of a program outside the session.
+pub const FAULT_ARGV_CUT: u32 = 512;
+/// The same for the environment.
+pub const FAULT_ENV_CUT: u32 = 1024;
 
 shared! {
     /// A piece of something long. Followed by `data_len` bytes.
@@ -465,10 +473,12 @@ pub const ACTION_NAME_UNREAD: u32 = 1;
 pub const ACTION_PATH_UNREAD: u32 = 2;
 /// The call came by the 32-bit entry.
 pub const ACTION_COMPAT: u32 = 4;
-/// The address in `extra` is the kernel's own: address (16 bytes), port in network order, family (u16 each).
+/// The address in `extra` is the kernel's own: address (16 bytes); port in network order, family (u16 each); the own port.
 pub const ACTION_ADDRESS: u32 = 8;
 /// The file is that of a descriptor, not of a name.
 pub const ACTION_FILE: u32 = 16;
+/// `extra` is who listens at the other end of a Unix socket: tgid, start time.
+pub const ACTION_PEER: u32 = 32;
 
 #[cfg(test)]
 mod tests {

@@ -9,7 +9,7 @@ shared! {
         account_uid: u32,
         /// Number of the open session, not 0; 0 when the glass is whole.
         open_slot: u32,
-        /// Bits: [`SETTING_DENY`].
+        /// Bits: the `SETTING_` values.
         flags: u32,
         /// Zero.
         reserved: u32,
@@ -18,6 +18,8 @@ shared! {
 
 /// An exec of a tagged task that cannot be recorded or followed is killed before it runs.
 pub const SETTING_DENY: u32 = 1;
+/// A program that the emergency account starts while no session is open is killed before it runs.
+pub const SETTING_KILL_UNGRANTED: u32 = 2;
 
 /// No uid at all; also what the kernel uses for an unset login uid.
 pub const NO_UID: u32 = u32::MAX;
@@ -56,6 +58,8 @@ pub const TAG_BY_UID: u16 = 1;
 pub const TAG_BY_LOGINUID: u16 = 2;
 /// Its parent was tagged.
 pub const TAG_BY_DESCENT: u16 = 3;
+/// The agent found that another process had started it because the session asked for it.
+pub const TAG_BY_REQUEST: u16 = 4;
 
 shared! {
     /// Value of the map `TERMINALS`, keyed by the address of the slave's `tty_struct`.
@@ -66,7 +70,7 @@ shared! {
         slot: u32,
         /// Pid of the terminal's session leader when last seen; 0 if it had none.
         session: u32,
-        /// N of `/dev/pts/N`.
+        /// N of `/dev/pts/N`; of a line its device number.
         index: u32,
         /// Zero.
         reserved: u32,

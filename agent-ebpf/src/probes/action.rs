@@ -12,7 +12,9 @@ use aya_ebpf::{
 use breakglass_abi::{
     Action, Kind, MappedKey, Ring,
     calls::{RESULT, ROWS_MAX, SHAPES, Shape, Special},
-    record::{ACTION_ADDRESS, ACTION_COMPAT, ACTION_FILE, ACTION_NAME_UNREAD, ACTION_PATH_UNREAD, FLAG_UNTAGGED},
+    record::{
+        ACTION_ADDRESS, ACTION_COMPAT, ACTION_FILE, ACTION_NAME_UNREAD, ACTION_PATH_UNREAD, ACTION_PEER, FLAG_UNTAGGED,
+    },
     settings::Site,
 };
 
@@ -23,7 +25,7 @@ use crate::{
     path::{self, TAIL_MASK},
     scope::{self, Scope},
     scratch::{self, Slot, masked},
-    task::{Address, Identity, Task, follow, load, offset, peek},
+    task::{Address, Identity, Task, follow, load, offset, peek, process_of},
 };
 
 /// By code, how a call becomes a record.
@@ -66,28 +68,40 @@ const EINPROGRESS: i64 = 115;
 const SYS_BIND: u64 = 2;
 const SYS_CONNECT: u64 = 3;
 /// Families (include/linux/socket.h).
+const AF_UNIX: u16 = 1;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
-/// `PROC_SUPER_MAGIC` (include/uapi/linux/magic.h).
-const PROC_MAGIC: u64 = 0x9fa0;
 /// Arguments of a call, and its result in the place [`RESULT`] counts to.
 const PLACES: usize = 8;
 
 /// A call under way of becoming a record. In the scratch slots, which only the call's own CPU touches.
 #[derive(Clone, Copy)]
-struct Draft {
+pub(super) struct Draft {
     slot: Slot,
-    action: *mut Action,
+    pub(super) action: *mut Action,
     /// By place; the first is unused.
     places: *mut [u64; PLACES],
 }
 
 impl Draft {
     #[inline(always)]
-    fn new() -> Option<Self> {
+    pub(super) fn new() -> Option<Self> {
         let slot = Slot::get(scratch::EXEC)?;
         let places = Slot::get(scratch::TRACE)?.state();
         Some(Self { slot, action: slot.record(), places })
+    }
+
+    /// In a slot of the caller's choice, for what is no call of the list.
+    #[inline(always)]
+    pub(super) fn in_slot(index: u32) -> Option<Self> {
+        let slot = Slot::get(index)?;
+        Some(Self { slot, action: slot.record(), places: slot.state() })
+    }
+
+    /// The tail, empty yet.
+    #[inline(always)]
+    pub(super) fn tail(self) -> *mut u8 {
+        unsafe { self.slot.record::<u8>().add(Action::SIZE) }
     }
 
     /// The argument in a place of the shape; 0 where the shape has none there.
@@ -95,6 +109,17 @@ impl Draft {
     fn place(self, shape: u64, at: u32) -> u64 {
         let place = (shape >> at) & (PLACES as u64 - 1);
         unsafe { *self.places.cast::<u64>().add(masked::<{ PLACES as u64 - 1 }>(place) as usize) }
+    }
+
+    /// End of the tail; see [`Slot::notes`].
+    #[inline(always)]
+    fn pos(self) -> u64 {
+        unsafe { core::ptr::read_volatile(self.slot.notes::<u64>()) }
+    }
+
+    #[inline(always)]
+    pub(super) fn set_pos(self, pos: u64) {
+        unsafe { core::ptr::write_volatile(self.slot.notes::<u64>(), pos) };
     }
 
     #[inline(always)]
@@ -125,7 +150,8 @@ pub fn finished(task: Task, regs: Address, call: u16, compat: bool, result: i64)
 }
 
 #[inline(always)]
-fn clear(draft: Draft, task: Task, result: u64) {
+pub(super) fn clear(draft: Draft, task: Task, result: u64) {
+    draft.set_pos(0);
     unsafe {
         (*draft.action).result = result;
         (*draft.action).values = [0; 3];
@@ -197,20 +223,19 @@ fn record(draft: Draft, task: Task, who: Identity, scope: Scope, shape: u64, res
     if !wanted(draft, task, who, scope, special, file, result) {
         return;
     }
-    let pos = match file {
-        Some(file) => file_path(draft, task, file),
-        None => 0,
-    };
-    let pos = if special == Special::Socket as u8 || special == Special::SocketCall as u8 {
-        address(draft)
+    if let Some(file) = file {
+        file_path(draft, task, file);
+    }
+    if special == Special::Socket as u8 || special == Special::SocketCall as u8 {
+        address(draft);
     } else {
-        names(draft, task, shape, pos)
-    };
-    send(draft, kind, who, scope, pos);
+        names(draft, task, shape);
+    }
+    send(draft, kind, who, scope);
 }
 
 #[inline(always)]
-fn send(draft: Draft, kind: u16, who: Identity, scope: Scope, pos: u64) {
+pub(super) fn send(draft: Draft, kind: u16, who: Identity, scope: Scope) {
     let flags = if scope.tagged { 0 } else { FLAG_UNTAGGED };
     let envelope = Envelope {
         ring: Ring::Audit,
@@ -220,7 +245,7 @@ fn send(draft: Draft, kind: u16, who: Identity, scope: Scope, pos: u64) {
         who,
         yields: kind != Kind::CredentialsChanged as u16,
     };
-    let len = Action::SIZE as u64 + masked::<TAIL_MASK>(pos);
+    let len = Action::SIZE as u64 + masked::<TAIL_MASK>(draft.pos());
     emit::send(envelope, draft.slot.record(), len, 0);
 }
 
@@ -398,6 +423,9 @@ fn connected(draft: Draft, task: Task) -> Option<()> {
     let private: u64 = peek(file, offset!(file_private), Site::ReadAction)?;
     let sock: u64 = peek(private, offset!(socket_sk), Site::ReadAction)?;
     let family: u16 = peek(sock, offset!(sock_family), Site::ReadAction)?;
+    if family == AF_UNIX {
+        return listener(draft, sock);
+    }
     let port: u16 = peek(sock, offset!(sock_port), Site::ReadAction)?;
     if port == 0 {
         return None;
@@ -417,7 +445,24 @@ fn connected(draft: Draft, task: Task) -> Option<()> {
     }
     unsafe {
         (*draft.action).extra[2] = u64::from(port) | u64::from(family) << 16;
+        (*draft.action).extra[3] = u64::from(peek::<u16>(sock, offset!(sock_num), Site::ReadAction)?);
         (*draft.action).how |= ACTION_ADDRESS;
+    }
+    Some(())
+}
+
+/// Who listens where a Unix socket is connected to: whoever called `listen` there, which is PID 1 for what it starts on demand.
+#[inline(always)]
+fn listener(draft: Draft, sock: u64) -> Option<()> {
+    let pid: u64 = peek(sock, offset!(sock_peer_pid), Site::ReadAction)?;
+    if pid == 0 {
+        return None;
+    }
+    let peer = process_of(pid, Site::ReadAction)?;
+    unsafe {
+        (*draft.action).extra[0] = u64::from(peer.tgid);
+        (*draft.action).extra[1] = peer.start_ns;
+        (*draft.action).how |= ACTION_PEER;
     }
     Some(())
 }
@@ -453,9 +498,9 @@ fn namespaces(draft: Draft, task: Task) {
     }
 }
 
-/// The kernel's own path of a file. The end of the tail.
+/// The kernel's own path of a file.
 #[inline(always)]
-fn file_path(draft: Draft, task: Task, file: u64) -> u64 {
+fn file_path(draft: Draft, task: Task, file: u64) {
     let fs = follow(task.address(), offset!(task_fs));
     let walked = path::append_file(draft.slot, file, fs, Action::SIZE as u64, 0);
     unsafe {
@@ -465,12 +510,12 @@ fn file_path(draft: Draft, task: Task, file: u64) -> u64 {
             (*draft.action).how |= ACTION_PATH_UNREAD;
         }
     }
-    walked.pos
+    draft.set_pos(walked.pos);
 }
 
-/// The caller's address of a socket. The end of the tail.
+/// The caller's address of a socket.
 #[inline(always)]
-fn address(draft: Draft) -> u64 {
+fn address(draft: Draft) {
     let len = draft.argument(3) as u32;
     let len = if u64::from(len) >= ADDRESS_MAX { ADDRESS_MAX - 1 } else { u64::from(len) };
     let len = masked::<{ ADDRESS_MAX - 1 }>(len);
@@ -481,46 +526,42 @@ fn address(draft: Draft) -> u64 {
     if let Err(error) = read {
         fault::count(Site::ReadAction, i64::from(error));
         unsafe { (*draft.action).how |= ACTION_NAME_UNREAD };
-        return 0;
+        return;
     }
     unsafe { (*draft.action).name_len = len as u16 };
-    len
+    draft.set_pos(len);
 }
 
-/// The caller's names, and the folders that they are relative to. The end of the tail.
+/// The caller's names, and the folders that they are relative to.
 #[inline(always)]
-fn names(draft: Draft, task: Task, shape: u64, pos: u64) -> u64 {
+fn names(draft: Draft, task: Task, shape: u64) {
     let words = shape >> Shape::WORDS & 1 != 0;
-    let mut end = pos;
     if draft.has(shape, Shape::NAME) {
-        let len = name(draft, draft.place(shape, Shape::NAME), end);
-        let relative = !words && is_relative(draft, end, len);
-        end += len;
+        let at = draft.pos();
+        let len = name(draft, draft.place(shape, Shape::NAME), at);
         unsafe { (*draft.action).name_len = len as u16 };
-        if relative {
-            let (after, walk) = folder(draft, task, base(draft, shape, Shape::BASE), end);
+        draft.set_pos(at + len);
+        if !words && is_relative(draft, at, len) {
+            let (len, walk) = folder(draft, task, base(draft, shape, Shape::BASE));
             unsafe {
-                (*draft.action).base_len = (after - end) as u16;
+                (*draft.action).base_len = len;
                 (*draft.action).walks |= walk;
             }
-            end = after;
         }
     }
     if draft.has(shape, Shape::NAME2) {
-        let len = name(draft, draft.place(shape, Shape::NAME2), end);
-        let relative = shape >> Shape::PATH2 & 1 != 0 && is_relative(draft, end, len);
-        end += len;
+        let at = draft.pos();
+        let len = name(draft, draft.place(shape, Shape::NAME2), at);
         unsafe { (*draft.action).name2_len = len as u16 };
-        if relative {
-            let (after, walk) = folder(draft, task, base(draft, shape, Shape::BASE2), end);
+        draft.set_pos(at + len);
+        if shape >> Shape::PATH2 & 1 != 0 && is_relative(draft, at, len) {
+            let (len, walk) = folder(draft, task, base(draft, shape, Shape::BASE2));
             unsafe {
-                (*draft.action).base2_len = (after - end) as u16;
+                (*draft.action).base2_len = len;
                 (*draft.action).walks |= walk << 16;
             }
-            end = after;
         }
     }
-    end
 }
 
 /// The descriptor of the folder that a name is relative to.
@@ -555,43 +596,25 @@ fn name(draft: Draft, from: u64, pos: u64) -> u64 {
     }
 }
 
-/// Appends the path of the folder that a descriptor stands for. The end of the tail.
+/// Appends the path of the folder that a descriptor stands for. Its length, and how it ended.
 #[inline(always)]
-fn folder(draft: Draft, task: Task, descriptor: u64, pos: u64) -> (u64, u32) {
+fn folder(draft: Draft, task: Task, descriptor: u64) -> (u16, u32) {
     let fs = follow(task.address(), offset!(task_fs));
+    let at = draft.pos();
     let walked = if descriptor as i32 == AT_FDCWD {
-        fs.map(|fs| path::append(draft.slot, unsafe { fs.add(offset!(fs_pwd)) }, Some(fs), Action::SIZE as u64, pos))
+        fs.map(|fs| path::append(draft.slot, unsafe { fs.add(offset!(fs_pwd)) }, Some(fs), Action::SIZE as u64, at))
     } else {
         descriptor::file(task, descriptor, Site::ReadAction)
-            .map(|file| path::append_file(draft.slot, file, fs, Action::SIZE as u64, pos))
+            .map(|file| path::append_file(draft.slot, file, fs, Action::SIZE as u64, at))
     };
-    let failed = walked.as_ref().is_none_or(|walked| walked.failed);
-    if failed {
+    if walked.as_ref().is_none_or(|walked| walked.failed) {
         unsafe { (*draft.action).how |= ACTION_PATH_UNREAD };
     }
-    walked.map_or((pos, 0), |walked| (walked.pos, walked.flags))
-}
-
-/// At the exit of a write to a regular file: whether it was the audit login uid of a task, which decides who did what.
-#[inline(always)]
-pub fn wrote(task: Task, file: u64, inode: u64) -> Option<()> {
-    let sb: u64 = peek(inode, offset!(inode_sb), Site::ReadAction)?;
-    let magic: u64 = peek(sb, offset!(sb_magic), Site::ReadAction)?;
-    if magic != PROC_MAGIC {
-        return None;
+    match walked {
+        Some(walked) => {
+            draft.set_pos(walked.pos);
+            ((walked.pos - at) as u16, walked.flags)
+        }
+        None => (0, 0),
     }
-    let dentry: u64 = peek(file, offset!(file_path) + offset!(path_dentry), Site::ReadAction)?;
-    let from: u64 = peek(dentry, offset!(dentry_name), Site::ReadAction)?;
-    let len: u32 = peek(dentry, offset!(dentry_name_len), Site::ReadAction)?;
-    let name: u64 = peek(from, 0, Site::ReadAction)?;
-    if len != 8 || name != u64::from_le_bytes(*b"loginuid") {
-        return None;
-    }
-    let who = task.identity();
-    let scope = scope::find(task, who)?;
-    let draft = Draft::new()?;
-    clear(draft, task, 0);
-    unsafe { (*draft.action).values[0] = u64::from(task.loginuid()) };
-    send(draft, Kind::LoginUidSet as u16, who, scope, 0);
-    Some(())
 }

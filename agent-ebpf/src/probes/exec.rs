@@ -1,4 +1,4 @@
-//! Programs started in a session.
+//! Programs started in a session, and by others while one is open.
 //!
 //! Everything is read where the kernel already holds it: arguments and environment from the new address space, the path from
 //! `bprm->file`. Nothing that the caller can still change is looked at, and a field that cannot be read is flagged, never a
@@ -15,18 +15,18 @@ use aya_log_ebpf::warn;
 use breakglass_abi::{
     Exec, Kind, Ring,
     record::{
-        FAULT_ARGV, FAULT_CREDENTIALS, FAULT_CWD, FAULT_ENV, FAULT_EXE, FAULT_FILENAME, FAULT_PARENT, FLAG_KILLED,
-        FLAG_UNTAGGED, PART_ARGV, PART_CHUNKS, PART_ENV, PART_INLINE,
+        FAULT_ARGV, FAULT_ARGV_CUT, FAULT_CREDENTIALS, FAULT_CWD, FAULT_ENV, FAULT_ENV_CUT, FAULT_EXE, FAULT_FILENAME,
+        FAULT_PARENT, FLAG_KILLED, FLAG_UNTAGGED, PART_ARGV, PART_CHUNKS, PART_ENV, PART_INLINE,
     },
     settings::Site,
 };
 
 use crate::{
-    chunk::{self, CHUNKS_LOST, CHUNKS_SENT, CHUNKS_UNREAD, Copy, Outcome, Source},
+    chunk::{self, CHUNKS_LOST, CHUNKS_UNREAD, Copy, Source},
     emit::{self, Envelope},
     fault,
     path::{self, TAIL_MASK},
-    scope::{self, Scope},
+    scope::{self, Scope, Witness},
     scratch::{self, Slot, masked},
     stdio,
     task::{Address, Identity, Task, follow, load, offset},
@@ -44,37 +44,159 @@ const NAME_MAX: usize = 4080;
 pub fn process_exec(context: BtfTracePointContext) -> i32 {
     let task = Task::from_argument(context.arg::<Address>(0));
     let who = task.identity();
-    if let Some(scope) = scope::enter(task, who) {
-        if scope::executes(who) {
-            stdio::take_descriptors(task, who, scope.slot);
+    if let Some(subject) = subject(task, who) {
+        if subject.ring == Ring::Audit && scope::executes(who) {
+            stdio::take_descriptors(task, who, subject.scope.slot);
         }
-        record(&context, task, who, scope);
+        record(&context, task, who, subject);
     }
     0
 }
 
-/// Records, and kills what may not run: a closing session's, or what could not be recorded or followed.
+/// Whose program it is, and where its record goes.
+#[derive(Clone, Copy)]
+struct Subject {
+    scope: Scope,
+    ring: Ring,
+}
+
 #[inline(always)]
-fn record(context: &BtfTracePointContext, task: Task, who: Identity, scope: Scope) {
-    let mut flags = 0;
-    if !scope.tagged {
-        flags = FLAG_UNTAGGED;
+fn subject(task: Task, who: Identity) -> Option<Subject> {
+    if let Some(scope) = scope::enter(task, who) {
+        return Some(Subject { scope, ring: Ring::Audit });
+    }
+    match scope::witness(task, who)? {
+        Witness::Late(scope) => Some(Subject { scope, ring: Ring::Audit }),
+        Witness::Other(slot) => Some(Subject { scope: Scope { slot, tagged: true }, ring: Ring::Witness }),
+    }
+}
+
+/// Records, and kills what may not run: a closing session's, the account's without a session where that is policy, or what could
+/// not be recorded or followed. Other people's programs are never killed.
+#[inline(always)]
+fn record(context: &BtfTracePointContext, task: Task, who: Identity, subject: Subject) {
+    let Some(draft) = Draft::begin(subject) else { return };
+    if !subject.scope.tagged {
+        draft.note(UNTAGGED);
         warn!(context, "the process {} is not followed: the table of tagged processes is full", who.tgid);
     }
-    let closing = scope::closing(scope.slot);
-    if closing && scope::kill_current(who) {
-        flags |= FLAG_KILLED;
+    let slot = subject.scope.slot;
+    if draft.audited() && (scope::closing(slot) || (slot == 0 && scope::kill_ungranted())) {
+        draft.note(BARRED);
+        if scope::kill_current(who) {
+            draft.note(KILLED);
+        }
     }
-    let recorded = build_and_send(task, who, scope, flags, context.arg::<Address>(2));
-    if !closing && !(recorded && scope.tagged) && scope::deny_unrecorded() {
+    build(draft, task, who, context.arg::<Address>(2));
+    if !send(draft, who) {
+        draft.note(LOST);
+    }
+    let incomplete = draft.noted(LOST) || draft.noted(UNTAGGED);
+    if draft.audited() && incomplete && !draft.noted(BARRED) && scope::deny_unrecorded() {
         scope::kill_current(who);
     }
 }
 
+/// An exec's record under construction, with [`Notes`].
+#[derive(Clone, Copy)]
+struct Draft {
+    slot: Slot,
+    exec: *mut Exec,
+}
+
+/// What is carried along; see [`Slot::notes`].
+#[repr(C)]
+struct Notes {
+    /// End of the tail.
+    pos: u64,
+    session: u32,
+    ring: u32,
+    /// What was noted: bits of the next constants.
+    bits: u32,
+    reserved: u32,
+}
+
+/// The process could not be tagged.
+const UNTAGGED: u32 = 1;
+/// It may not run, whether or not it is recorded.
+const BARRED: u32 = 2;
+/// It was killed for that.
+const KILLED: u32 = 4;
+/// Records of this exec were lost.
+const LOST: u32 = 8;
+
+impl Draft {
+    #[inline(always)]
+    fn begin(subject: Subject) -> Option<Self> {
+        let slot = Slot::get(scratch::EXEC)?;
+        let notes: *mut Notes = slot.notes();
+        unsafe {
+            (*notes).pos = 0;
+            (*notes).session = subject.scope.slot;
+            (*notes).ring = subject.ring as u32;
+            (*notes).bits = 0;
+        }
+        Some(Self { slot, exec: slot.record() })
+    }
+
+    #[inline(always)]
+    fn notes(self) -> *mut Notes {
+        self.slot.notes()
+    }
+
+    #[inline(always)]
+    fn note(self, bit: u32) {
+        unsafe { (*self.notes()).bits |= bit };
+    }
+
+    #[inline(always)]
+    fn noted(self, bit: u32) -> bool {
+        let bits = unsafe { core::ptr::read_volatile(&raw const (*self.notes()).bits) };
+        bits & bit != 0
+    }
+
+    #[inline(always)]
+    fn audited(self) -> bool {
+        let ring = unsafe { core::ptr::read_volatile(&raw const (*self.notes()).ring) };
+        ring == Ring::Audit as u32
+    }
+
+    #[inline(always)]
+    fn session(self) -> u32 {
+        unsafe { core::ptr::read_volatile(&raw const (*self.notes()).session) }
+    }
+
+    /// End of the tail.
+    #[inline(always)]
+    fn pos(self) -> u64 {
+        unsafe { core::ptr::read_volatile(&raw const (*self.notes()).pos) }
+    }
+
+    #[inline(always)]
+    fn set_pos(self, pos: u64) {
+        unsafe { core::ptr::write_volatile(&raw mut (*self.notes()).pos, pos) };
+    }
+
+    #[inline(always)]
+    fn advance(self, len: u64) {
+        self.set_pos(self.pos() + len);
+    }
+
+    /// The tail from its end on.
+    #[inline(always)]
+    fn end(self) -> *mut u8 {
+        unsafe { self.slot.record::<u8>().add(Exec::SIZE + masked::<TAIL_MASK>(self.pos()) as usize) }
+    }
+
+    #[inline(always)]
+    fn fault(self, bits: u32) {
+        unsafe { (*self.exec).faults |= bits };
+    }
+}
+
 #[inline(always)]
-fn build_and_send(task: Task, who: Identity, scope: Scope, flags: u16, bprm: Address) -> bool {
-    let Some(slot) = Slot::get(scratch::EXEC) else { return false };
-    let exec: *mut Exec = slot.record();
+fn build(draft: Draft, task: Task, who: Identity, bprm: Address) {
+    let exec = draft.exec;
     unsafe {
         (*exec).faults = 0;
         (*exec).comm = bpf_get_current_comm().unwrap_or_default();
@@ -83,14 +205,21 @@ fn build_and_send(task: Task, who: Identity, scope: Scope, flags: u16, bprm: Add
     parent(exec, task);
     credentials(exec, task);
     namespaces(exec, task);
-    tty(exec, task, scope.slot);
-    let pos = paths(exec, slot, task, bprm);
-    let pos = names(exec, slot, bprm, pos);
-    let (pos, lost) = arguments(exec, slot, task, who, scope.slot, pos);
-    let envelope = Envelope { ring: Ring::Audit, kind: Kind::Exec as u16, flags, slot: scope.slot, who, yields: false };
+    tty(draft, task);
+    paths(draft, task, bprm);
+    names(draft, bprm);
+    arguments(draft, task, who);
+}
+
+#[inline(always)]
+fn send(draft: Draft, who: Identity) -> bool {
+    let untagged = if draft.noted(UNTAGGED) { FLAG_UNTAGGED } else { 0 };
+    let flags = untagged | if draft.noted(KILLED) { FLAG_KILLED } else { 0 };
+    let ring = if draft.audited() { Ring::Audit } else { Ring::Witness };
+    let envelope = Envelope { ring, kind: Kind::Exec as u16, flags, slot: draft.session(), who, yields: false };
     // `place` and the lengths of names and paths keep the tail within the mask.
-    let len = Exec::SIZE as u64 + masked::<TAIL_MASK>(pos);
-    emit::send(envelope, slot.record(), len, 0) && !lost
+    let len = Exec::SIZE as u64 + masked::<TAIL_MASK>(draft.pos());
+    emit::send(envelope, draft.slot.record(), len, 0)
 }
 
 #[inline(always)]
@@ -154,66 +283,67 @@ fn namespaces(exec: *mut Exec, task: Task) {
     }
 }
 
-/// The controlling terminal; a pseudo terminal becomes one of the session's by this.
+/// The controlling terminal; it becomes one of the session's by this.
 #[inline(always)]
-fn tty(exec: *mut Exec, task: Task, slot: u32) {
+fn tty(draft: Draft, task: Task) {
     let tty = task.signal().and_then(|signal| follow(signal, offset!(signal_tty)));
     let (mut number, mut id) = (0, 0);
     if let Some(tty) = tty {
         let tty = tty as u64;
         if let Some((major, minor)) = terminal::device(tty) {
             number = (major << 20) | minor;
-            if terminal::end_of(major) == End::Slave {
-                id = terminal::claim(tty, slot).map_or(0, |terminal| terminal.id);
+            if draft.audited() && terminal::end_of(major) != End::Master {
+                id = terminal::claim(tty, draft.session()).map_or(0, |terminal| terminal.id);
             }
         }
     }
     unsafe {
-        (*exec).tty = number;
-        (*exec).terminal = id;
+        (*draft.exec).tty = number;
+        (*draft.exec).terminal = id;
     }
 }
 
-/// Identity and path of the executable, and the working directory. The end of the tail.
+/// Identity and path of the executable, and the working directory.
 #[inline(always)]
-fn paths(exec: *mut Exec, slot: Slot, task: Task, bprm: Address) -> u64 {
+fn paths(draft: Draft, task: Task, bprm: Address) {
+    let exec = draft.exec;
     let fs = follow(task.address(), offset!(task_fs));
-    let mut pos = 0;
-    let mut walks = 0;
     unsafe {
         (*exec).inode = 0;
         (*exec).dev = 0;
         (*exec).links = 0;
         (*exec).mode = 0;
+        (*exec).walks = 0;
+        (*exec).path_len = 0;
+        (*exec).cwd_len = 0;
         match follow(bprm, offset!(bprm_file)) {
             Some(file) => {
                 inode(exec, file);
-                let walked = path::append(slot, file.add(offset!(file_path)), fs, Exec::SIZE as u64, pos);
-                pos = walked.pos;
-                walks |= walked.flags;
+                let walked = path::append(draft.slot, file.add(offset!(file_path)), fs, Exec::SIZE as u64, 0);
+                (*exec).path_len = walked.pos as u16;
+                (*exec).walks |= walked.flags;
+                draft.set_pos(walked.pos);
                 if walked.failed {
-                    (*exec).faults |= FAULT_EXE;
+                    draft.fault(FAULT_EXE);
                 }
             }
-            None => (*exec).faults |= FAULT_EXE,
+            None => draft.fault(FAULT_EXE),
         }
-        (*exec).path_len = pos as u16;
-        let before = pos;
         match fs {
             Some(fs) => {
-                let walked = path::append(slot, fs.add(offset!(fs_pwd)), Some(fs), Exec::SIZE as u64, pos);
-                pos = walked.pos;
-                walks |= walked.flags << 16;
+                let before = draft.pos();
+                let pwd = fs.add(offset!(fs_pwd));
+                let walked = path::append(draft.slot, pwd, Some(fs), Exec::SIZE as u64, before);
+                (*exec).cwd_len = (walked.pos - before) as u16;
+                (*exec).walks |= walked.flags << 16;
+                draft.set_pos(walked.pos);
                 if walked.failed {
-                    (*exec).faults |= FAULT_CWD;
+                    draft.fault(FAULT_CWD);
                 }
             }
-            None => (*exec).faults |= FAULT_CWD,
+            None => draft.fault(FAULT_CWD),
         }
-        (*exec).cwd_len = (pos - before) as u16;
-        (*exec).walks = walks;
     }
-    pos
 }
 
 #[inline(always)]
@@ -232,32 +362,30 @@ unsafe fn inode(exec: *mut Exec, file: Address) {
     }
 }
 
-/// The program as the caller named it, and the interpreter where it is another. The end of the tail.
+/// The program as the caller named it, and the interpreter where it is another.
 #[inline(always)]
-fn names(exec: *mut Exec, slot: Slot, bprm: Address, pos: u64) -> u64 {
+fn names(draft: Draft, bprm: Address) {
     let filename: u64 = load(bprm, offset!(bprm_filename));
     let interp: u64 = load(bprm, offset!(bprm_interp));
-    let filename_len = name(exec, slot, filename, pos);
-    let interp_len = if interp == filename { 0 } else { name(exec, slot, interp, pos + filename_len) };
     unsafe {
-        (*exec).filename_len = filename_len as u16;
-        (*exec).interp_len = interp_len as u16;
+        (*draft.exec).filename_len = name(draft, filename);
+        (*draft.exec).interp_len = if interp == filename { 0 } else { name(draft, interp) };
     }
-    pos + filename_len + interp_len
 }
 
+/// Appends a name. Its length.
 #[inline(always)]
-fn name(exec: *mut Exec, slot: Slot, from: u64, pos: u64) -> u64 {
-    unsafe {
-        let at = slot.record::<u8>().add(Exec::SIZE + masked::<TAIL_MASK>(pos) as usize);
-        let into = core::slice::from_raw_parts_mut(at, NAME_MAX);
-        match bpf_probe_read_kernel_str_bytes(from as *const u8, into) {
-            Ok(read) => read.len() as u64,
-            Err(error) => {
-                fault::count(Site::ReadName, i64::from(error));
-                (*exec).faults |= FAULT_FILENAME;
-                0
-            }
+fn name(draft: Draft, from: u64) -> u16 {
+    let into = unsafe { core::slice::from_raw_parts_mut(draft.end(), NAME_MAX) };
+    match unsafe { bpf_probe_read_kernel_str_bytes(from as *const u8, into) } {
+        Ok(read) => {
+            draft.advance(read.len() as u64);
+            read.len() as u16
+        }
+        Err(error) => {
+            fault::count(Site::ReadName, i64::from(error));
+            draft.fault(FAULT_FILENAME);
+            0
         }
     }
 }
@@ -268,73 +396,90 @@ struct Area {
     len: u64,
     part: u16,
     site: Site,
+    /// Faults: could not be read; only the beginning was kept.
+    unread: u32,
+    cut: u32,
 }
 
-/// Arguments and environment: in the tail if short, else in chunks. The end of the tail, and whether records were lost.
+/// Arguments and environment: in the tail if short, else in chunks.
 #[inline(always)]
-fn arguments(exec: *mut Exec, slot: Slot, task: Task, who: Identity, session: u32, pos: u64) -> (u64, bool) {
-    let (argv, env) = match follow(task.address(), offset!(task_mm)) {
-        Some(mm) => (
-            area(load(mm, offset!(mm_arg_start)), load(mm, offset!(mm_arg_end)), PART_ARGV, Site::ReadArgv),
-            area(load(mm, offset!(mm_env_start)), load(mm, offset!(mm_env_end)), PART_ENV, Site::ReadEnv),
-        ),
-        None => {
-            unsafe { (*exec).faults |= FAULT_ARGV | FAULT_ENV };
-            (area(0, 0, PART_ARGV, Site::ReadArgv), area(0, 0, PART_ENV, Site::ReadEnv))
-        }
-    };
-    let (argv_len, argv_out) = place(slot, &argv, who, session, pos);
-    let (env_len, env_out) = place(slot, &env, who, session, pos + argv_len);
+fn arguments(draft: Draft, task: Task, who: Identity) {
+    let exec = draft.exec;
     unsafe {
-        (*exec).argv_bytes = argv.len;
-        (*exec).env_bytes = env.len;
-        (*exec).argv_len = argv_len as u32;
-        (*exec).env_len = env_len as u32;
-        (*exec).parts = how(argv_out) | (how(env_out) << 16);
-        if argv_out & CHUNKS_UNREAD != 0 {
-            (*exec).faults |= FAULT_ARGV;
-        }
-        if env_out & CHUNKS_UNREAD != 0 {
-            (*exec).faults |= FAULT_ENV;
-        }
-    }
-    (pos + argv_len + env_len, (argv_out | env_out) & CHUNKS_LOST != 0)
-}
-
-#[inline(always)]
-fn how(outcome: Outcome) -> u32 {
-    if outcome & CHUNKS_SENT == 0 { PART_INLINE } else { PART_CHUNKS }
-}
-
-#[inline(always)]
-fn area(start: u64, end: u64, part: u16, site: Site) -> Area {
-    Area { start, len: end.saturating_sub(start), part, site }
-}
-
-/// Puts an area into the tail at `pos` if it is short and readable there; else sends chunks. Bytes in the tail, and the
-/// outcome of the chunks, 0 if there were none.
-#[inline(always)]
-fn place(slot: Slot, area: &Area, who: Identity, session: u32, pos: u64) -> (u64, Outcome) {
-    if area.len == 0 {
-        return (0, 0);
-    }
-    if area.len < INLINE_MAX && pos + area.len < TAIL_MASK {
-        let len = masked::<{ INLINE_MAX - 1 }>(area.len);
-        let read = unsafe {
-            let at = slot.record::<u8>().add(Exec::SIZE + masked::<TAIL_MASK>(pos) as usize);
-            bpf_probe_read_user_buf(area.start as *const u8, core::slice::from_raw_parts_mut(at, len as usize))
+        (*exec).argv_bytes = 0;
+        (*exec).env_bytes = 0;
+        (*exec).parts = 0;
+        let Some(mm) = follow(task.address(), offset!(task_mm)) else {
+            (*exec).argv_len = 0;
+            (*exec).env_len = 0;
+            draft.fault(FAULT_ARGV | FAULT_ENV);
+            return;
         };
+        let argv = Area {
+            start: load(mm, offset!(mm_arg_start)),
+            len: load::<u64>(mm, offset!(mm_arg_end)).saturating_sub(load(mm, offset!(mm_arg_start))),
+            part: PART_ARGV,
+            site: Site::ReadArgv,
+            unread: FAULT_ARGV,
+            cut: FAULT_ARGV_CUT,
+        };
+        (*exec).argv_bytes = argv.len;
+        (*exec).argv_len = place(draft, &argv, who) as u32;
+        let env = Area {
+            start: load(mm, offset!(mm_env_start)),
+            len: load::<u64>(mm, offset!(mm_env_end)).saturating_sub(load(mm, offset!(mm_env_start))),
+            part: PART_ENV,
+            site: Site::ReadEnv,
+            unread: FAULT_ENV,
+            cut: FAULT_ENV_CUT,
+        };
+        (*exec).env_bytes = env.len;
+        (*exec).env_len = place(draft, &env, who) as u32;
+    }
+}
+
+/// Puts an area into the tail if it is short and readable there; else sends chunks, or, of a program outside the session, the
+/// beginning alone. Bytes in the tail.
+#[inline(always)]
+fn place(draft: Draft, area: &Area, who: Identity) -> u64 {
+    if area.len == 0 {
+        how(draft, area, PART_INLINE);
+        return 0;
+    }
+    let witnessed = !draft.audited();
+    let cut = witnessed && area.len >= INLINE_MAX;
+    let len = if cut { INLINE_MAX - 1 } else { area.len };
+    if len < INLINE_MAX && draft.pos() + len < TAIL_MASK {
+        let len = masked::<{ INLINE_MAX - 1 }>(len);
+        let into = unsafe { core::slice::from_raw_parts_mut(draft.end(), len as usize) };
         // Where it cannot be read the chunk says so, with the error.
-        if read.is_ok() {
-            return (len, 0);
+        if unsafe { bpf_probe_read_user_buf(area.start as *const u8, into) }.is_ok() {
+            how(draft, area, PART_INLINE);
+            draft.advance(len);
+            if cut {
+                draft.fault(area.cut);
+            }
+            return len;
         }
     }
+    if witnessed {
+        how(draft, area, PART_INLINE);
+        draft.fault(area.unread);
+        return 0;
+    }
+    how(draft, area, PART_CHUNKS);
+    in_chunks(draft, area, who);
+    0
+}
+
+#[inline(always)]
+fn in_chunks(draft: Draft, area: &Area, who: Identity) {
     let copy = Copy {
         source: Source::User,
         address: area.start,
         total: area.len,
         kind: Kind::ExecPart,
-        slot: session,
+        slot: draft.session(),
         who,
         part: area.part,
         terminal: 0,
@@ -343,5 +488,18 @@ fn place(slot: Slot, area: &Area, who: Identity, session: u32, pos: u64) -> (u64
         cols: 0,
         site: area.site,
     };
-    (0, chunk::send_from_trace(&copy))
+    let outcome = chunk::send_from_trace(&copy);
+    if outcome & CHUNKS_UNREAD != 0 {
+        draft.fault(area.unread);
+    }
+    if outcome & CHUNKS_LOST != 0 {
+        draft.note(LOST);
+    }
+}
+
+/// Says how an area was sent.
+#[inline(always)]
+fn how(draft: Draft, area: &Area, part: u32) {
+    let shift = if area.part == PART_ENV { 16 } else { 0 };
+    unsafe { (*draft.exec).parts |= part << shift };
 }

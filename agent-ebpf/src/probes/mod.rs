@@ -10,6 +10,10 @@ mod syscall;
 
 mod pty;
 
+mod line;
+
 mod action;
+
+mod written;
 
 mod signal;

@@ -21,9 +21,9 @@ use crate::{
 /// Writes that can be under way at a time. One more evicts the oldest, which is then judged at its exit alone.
 const WRITES_MAX: u32 = 4096;
 
-/// Threads inside `pty_write` on a master while the slave hid its input at the entry.
+/// Threads inside `pty_write` on a master, or inside a line discipline's input, while the terminal hid its input at the entry.
 #[map]
-static WRITES: LruHashMap<u64, u32> = LruHashMap::with_max_entries(WRITES_MAX, 0);
+pub(super) static WRITES: LruHashMap<u64, u32> = LruHashMap::with_max_entries(WRITES_MAX, 0);
 
 /// `int pty_write(struct tty_struct *tty, const unsigned char *buf, int c)`; `ssize_t` and `size_t` from 6.6 on.
 #[fentry(function = "pty_write")]
@@ -71,7 +71,7 @@ fn record(tty: u64, buffer: u64, taken: u64) {
             Some(slave) if slave != 0 => (slave, Kind::TerminalInput),
             _ => return,
         },
-        End::Other => return,
+        End::Line => return,
     };
     let task = Task::current();
     let who = task.identity();
@@ -81,7 +81,7 @@ fn record(tty: u64, buffer: u64, taken: u64) {
     };
     let Some(known) = known else { return };
     if kind == Kind::TerminalInput && hidden(slave) {
-        withhold(known, who, taken);
+        withhold(scratch::FEXIT, known, who, taken);
         return;
     }
     let (rows, cols) = terminal::size(slave);
@@ -102,9 +102,9 @@ fn record(tty: u64, buffer: u64, taken: u64) {
     chunk::send_from_fexit(&copy);
 }
 
-/// Whether the slave hid its input at the entry of this thread's write, or does now. Unknown counts as hidden.
+/// Whether the terminal hid its input at the entry of what this thread is in, or does now. Unknown counts as hidden.
 #[inline(always)]
-fn hidden(slave: u64) -> bool {
+pub(super) fn hidden(slave: u64) -> bool {
     let thread = bpf_get_current_pid_tgid();
     let at_entry = unsafe { WRITES.get(&thread) }.is_some();
     if at_entry {
@@ -113,9 +113,10 @@ fn hidden(slave: u64) -> bool {
     at_entry || terminal::hides_input(slave) != Some(false)
 }
 
+/// Sends how much was typed, built in the caller's slot.
 #[inline(always)]
-fn withhold(known: Terminal, who: Identity, bytes: u64) {
-    let Some(slot) = Slot::get(scratch::FEXIT) else { return };
+pub(super) fn withhold(slot: u32, known: Terminal, who: Identity, bytes: u64) {
+    let Some(slot) = Slot::get(slot) else { return };
     let withheld: *mut Withheld = slot.record();
     unsafe {
         (*withheld).terminal = known.id;

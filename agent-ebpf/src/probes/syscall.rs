@@ -13,7 +13,7 @@ use aya_ebpf::{
 };
 use breakglass_abi::{ExecFailed, Kind, Ring, Terminal, Withheld, calls, record::FLAG_UNTAGGED, settings::Site};
 
-use super::action;
+use super::{action, written};
 use crate::{
     chunk::{self, Copy, Source},
     descriptor::{self, CHARACTER, FIFO, REGULAR, SOCKET, TYPE_MASK},
@@ -22,7 +22,7 @@ use crate::{
     scratch::{self, Slot, masked},
     stdio,
     task::{Address, Identity, Task, constant, load, offset, peek},
-    terminal,
+    terminal::{self, End},
 };
 
 /// Set by the agent before loading: 1 where terminals are recorded here, 0 where `pty_write` is.
@@ -42,6 +42,11 @@ const TS_COMPAT: u32 = 2;
 const X32: u32 = 0x4000_0000;
 /// Device number of `/dev/ptmx`, in every instance of devpts.
 const PTMX: u32 = (5 << 20) | 2;
+/// Major number of `/dev/vcs*` (Documentation/admin-guide/devices.txt, as the next ones).
+const VCS_MAJOR: u32 = 7;
+/// Of terminals that are no pseudo terminals: consoles and serial lines; `/dev/tty` and `/dev/console` too, whatever they stand for;
+/// modems and serial lines on USB, serial lines of other machines, a hypervisor's console.
+const LINE_MAJORS: [u32; 6] = [4, 5, 166, 188, 204, 229];
 /// Longest name of a program that is kept, bytes.
 const NAME_MAX: usize = 4096;
 /// Greatest errno.
@@ -113,6 +118,11 @@ fn finished(regs: Address, decoded: Decoded, result: i64) {
                 exec_failed(task, regs, decoded, -result);
             }
         }
+        calls::SPLICE => {
+            if by_syscall() && result > 0 {
+                spliced(task, regs, decoded, result as u64);
+            }
+        }
         calls::PIPE | calls::DUP => {
             if result >= 0 {
                 connects(task, regs, decoded, result);
@@ -171,9 +181,12 @@ fn registers(regs: Address, decoded: Decoded) -> (u64, u64) {
 #[inline(always)]
 fn master_of(file: u64, inode: u64) -> Option<u64> {
     let device: u32 = peek(inode, offset!(inode_rdev), Site::ReadTerminal)?;
-    if device != PTMX {
-        return None;
-    }
+    if device == PTMX { terminal_of(file) } else { None }
+}
+
+/// The `tty_struct` behind a file of a terminal.
+#[inline(always)]
+fn terminal_of(file: u64) -> Option<u64> {
     let private: u64 = peek(file, offset!(file_private), Site::ReadTerminal)?;
     if private == 0 {
         return None;
@@ -218,7 +231,7 @@ fn moved(task: Task, regs: Address, decoded: Decoded, result: i64) {
     match mode & TYPE_MASK {
         CHARACTER => {
             if by_syscall() {
-                master_end(task, file, inode, decoded, address, result);
+                character(task, file, inode, decoded, address, result);
             }
         }
         FIFO | SOCKET => {
@@ -226,7 +239,7 @@ fn moved(task: Task, regs: Address, decoded: Decoded, result: i64) {
         }
         REGULAR => {
             if decoded.writes() {
-                action::wrote(task, file, inode);
+                written::wrote(task, file, inode);
             }
         }
         _ => {}
@@ -252,32 +265,87 @@ fn connects(task: Task, regs: Address, decoded: Decoded, result: i64) {
     }
 }
 
-/// At the exit of a read or write on a terminal's master end.
+/// At the exit of a read or write on a character device: a terminal's master end, a line, or the screen of a virtual console.
 #[inline(always)]
-fn master_end(task: Task, file: u64, inode: u64, decoded: Decoded, address: u64, result: i64) {
-    let Some(master) = master_of(file, inode) else { return };
-    let Some(slave) = peek::<u64>(master, offset!(tty_link), Site::ReadTerminal) else { return };
-    if slave == 0 {
-        return;
+fn character(task: Task, file: u64, inode: u64, decoded: Decoded, address: u64, result: i64) {
+    let Some(device) = peek::<u32>(inode, offset!(inode_rdev), Site::ReadTerminal) else { return };
+    if device == PTMX {
+        if let Some(master) = terminal_of(file) {
+            master_end(task, master, decoded, address, result);
+        }
+    } else if decoded.writes() {
+        let major = device >> 20;
+        if major == VCS_MAJOR {
+            // Of several buffers only the number of bytes is kept.
+            let from = if decoded.vectored() { 0 } else { address };
+            written::painted(task, file, from, result as u64, scratch::EXEC);
+        } else if LINE_MAJORS.contains(&major) {
+            line_write(task, file, decoded, address, result);
+        }
+    }
+}
+
+/// At the exit of a write to a console or serial line: what the program wrote, before the line discipline, and without echo.
+#[inline(always)]
+fn line_write(task: Task, file: u64, decoded: Decoded, address: u64, result: i64) -> Option<()> {
+    let tty = terminal_of(file)?;
+    let (major, _) = terminal::device(tty)?;
+    if terminal::end_of(major) != End::Line {
+        return None;
     }
     let who = task.identity();
-    let known = match scope::enter(task, who) {
+    let known = known(tty, task, who)?;
+    let mut copy = copy(Kind::TerminalOutput, tty, known, who, result as u64);
+    copy.source = decoded.source();
+    copy.address = address;
+    chunk::send_from_trace(&copy);
+    Some(())
+}
+
+/// At the exit of a `splice` out of or into a master: its bytes never were in anybody's memory.
+#[inline(always)]
+fn spliced(task: Task, regs: Address, decoded: Decoded, bytes: u64) {
+    let (from, _) = registers(regs, decoded);
+    let into: u64 = load(regs, offset!(regs_dx));
+    missing(task, from, Kind::TerminalOutput, bytes);
+    missing(task, into, Kind::TerminalInput, bytes);
+}
+
+#[inline(always)]
+fn missing(task: Task, descriptor: u64, kind: Kind, bytes: u64) -> Option<()> {
+    let file = descriptor::file(task, descriptor, Site::ReadTerminal)?;
+    let (inode, mode) = descriptor::inode(file, Site::ReadTerminal)?;
+    if mode & TYPE_MASK != CHARACTER {
+        return None;
+    }
+    let slave: u64 = peek(master_of(file, inode)?, offset!(tty_link), Site::ReadTerminal)?;
+    if slave == 0 {
+        return None;
+    }
+    let who = task.identity();
+    let known = known(slave, task, who)?;
+    chunk::send_missing(&copy(kind, slave, known, who, bytes));
+    Some(())
+}
+
+/// The entry of a terminal as the running task sees it.
+#[inline(always)]
+fn known(slave: u64, task: Task, who: Identity) -> Option<Terminal> {
+    match scope::enter(task, who) {
         Some(scope) => terminal::claim(slave, scope.slot),
         None => terminal::find(slave),
-    };
-    let Some(known) = known else { return };
-    if decoded.writes() && hidden(slave) {
-        withhold(known, who, result as u64);
-        return;
     }
+}
+
+/// A copy whose bytes are still to be found.
+#[inline(always)]
+fn copy(kind: Kind, slave: u64, known: Terminal, who: Identity, total: u64) -> Copy {
     let (rows, cols) = terminal::size(slave);
-    // In packet mode a read begins with a control byte that no screen shows.
-    let packet = if decoded.call == calls::READ { packet_byte(master) } else { 0 };
-    let copy = Copy {
-        source: decoded.source(),
-        address: address + packet,
-        total: result as u64 - packet,
-        kind: if decoded.writes() { Kind::TerminalInput } else { Kind::TerminalOutput },
+    Copy {
+        source: Source::User,
+        address: 0,
+        total,
+        kind,
         slot: known.slot,
         who,
         part: 0,
@@ -286,7 +354,28 @@ fn master_end(task: Task, file: u64, inode: u64, decoded: Decoded, address: u64,
         rows,
         cols,
         site: Site::ReadTerminal,
-    };
+    }
+}
+
+/// At the exit of a read or write on a terminal's master end.
+#[inline(always)]
+fn master_end(task: Task, master: u64, decoded: Decoded, address: u64, result: i64) {
+    let Some(slave) = peek::<u64>(master, offset!(tty_link), Site::ReadTerminal) else { return };
+    if slave == 0 {
+        return;
+    }
+    let who = task.identity();
+    let Some(known) = known(slave, task, who) else { return };
+    if decoded.writes() && hidden(slave) {
+        withhold(known, who, result as u64);
+        return;
+    }
+    // In packet mode a read begins with a control byte that no screen shows.
+    let packet = if decoded.call == calls::READ { packet_byte(master) } else { 0 };
+    let kind = if decoded.writes() { Kind::TerminalInput } else { Kind::TerminalOutput };
+    let mut copy = copy(kind, slave, known, who, result as u64 - packet);
+    copy.source = decoded.source();
+    copy.address = address + packet;
     chunk::send_from_trace(&copy);
 }
 
@@ -367,6 +456,6 @@ fn exec_failed(task: Task, regs: Address, decoded: Decoded, errno: i64) {
     }
     let flags = if scope.tagged { 0 } else { FLAG_UNTAGGED };
     let envelope =
-        Envelope { ring: Ring::Audit, kind: Kind::ExecFailed as u16, flags, slot: scope.slot, who, yields: false };
+        Envelope { ring: Ring::Audit, kind: Kind::ExecFailed as u16, flags, slot: scope.slot, who, yields: true };
     emit::send(envelope, slot.record(), ExecFailed::SIZE as u64 + name_len, 0);
 }

@@ -2,7 +2,7 @@
 
 use breakglass_abi::{
     Action, Kind, Ring,
-    record::{ACTION_ADDRESS, ACTION_FILE},
+    record::{ACTION_ADDRESS, ACTION_FILE, ACTION_PEER},
 };
 use breakglass_api::v1::{
     self, event::Body, file_action::Kind as FileKind, socket_action::Kind as SocketKind,
@@ -147,8 +147,9 @@ fn socket(read: &Read, kind: SocketKind) -> v1::SocketAction {
         ..v1::SocketAction::default()
     };
     if read.action.how & ACTION_ADDRESS != 0 {
-        let [low, high, port_and_family, _] = read.action.extra;
+        let [low, high, port_and_family, local_port] = read.action.extra;
         socket.claimed = false;
+        socket.local_port = local_port as u32;
         socket.family = (port_and_family >> 16) as u32 & 0xffff;
         socket.port = u16::from_be(port_and_family as u16).into();
         socket.address = if socket.family == AF_INET {
@@ -158,6 +159,10 @@ fn socket(read: &Read, kind: SocketKind) -> v1::SocketAction {
         };
     } else {
         claimed_address(&mut socket, read.name);
+    }
+    if read.action.how & ACTION_PEER != 0 {
+        let [tgid, start_ns, ..] = read.action.extra;
+        socket.peer = Some(v1::Process { pid: tgid as u32, start_ns });
     }
     socket
 }
@@ -223,13 +228,20 @@ fn system(read: &Read, kind: SystemKind) -> v1::SystemAction {
         kind,
         SystemKind::ModuleLoaded | SystemKind::ModuleRemoved | SystemKind::Kexec | SystemKind::HostNamed
     );
+    let painted = kind == SystemKind::ScreenPainted;
     let [value, value2, third] = read.action.values;
     let [target, target_start, ..] = read.action.extra;
     v1::SystemAction {
         process: read.process(),
         kind: kind.into(),
         errno: read.errno(),
-        name: if words && !read.has_file() { until_nul(read.name).to_vec() } else { read.path() },
+        name: if painted {
+            read.name.to_vec()
+        } else if words && !read.has_file() {
+            until_nul(read.name).to_vec()
+        } else {
+            read.path()
+        },
         // What is mounted is a device or a word rather than a path.
         other: if words || kind == SystemKind::Mounted { until_nul(read.name2).to_vec() } else { read.path2() },
         value,
@@ -267,6 +279,7 @@ fn system_kind(kind: Kind) -> Option<SystemKind> {
         Kind::Swap => SystemKind::Swap,
         Kind::Accounting => SystemKind::Accounting,
         Kind::PortAccess => SystemKind::PortAccess,
+        Kind::ScreenPainted => SystemKind::ScreenPainted,
         Kind::Exec
         | Kind::ExecPart
         | Kind::ExecFailed

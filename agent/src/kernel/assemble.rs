@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use breakglass_abi::{
     Chunk, Exec, ExecFailed, Exit, Fork, Header, Kind, Ring, Withheld,
     record::{
-        FAULT_ARGV, FAULT_ENV, FLAG_UNTAGGED, PART_ARGV, PART_CHUNKS, PART_ENV, WALK_PARTIAL, WALK_PASSED_ROOT,
-        WALK_ROOT,
+        FAULT_ARGV, FAULT_ENV, FLAG_KILLED, FLAG_UNTAGGED, PART_ARGV, PART_CHUNKS, PART_ENV, WALK_PARTIAL,
+        WALK_PASSED_ROOT, WALK_ROOT,
     },
 };
 use breakglass_api::v1::{self, ExecFault, KernelRef, event::Body};
@@ -71,7 +71,7 @@ impl Assembler {
         match kind {
             Kind::ExecPart => return self.take_part(bytes, out),
             Kind::Exec => {
-                let event = self.take_exec(bytes, out)?;
+                let event = self.take_exec(ring, bytes, out)?;
                 out.push(event);
             }
             Kind::ExecFailed => {
@@ -126,7 +126,7 @@ impl Assembler {
         Ok(())
     }
 
-    fn take_exec(&mut self, bytes: &[u8], out: &mut Vec<Observed>) -> Result<Observed, Unreadable> {
+    fn take_exec(&mut self, ring: Ring, bytes: &[u8], out: &mut Vec<Observed>) -> Result<Observed, Unreadable> {
         let exec = Exec::parse(bytes).ok_or(Unreadable)?;
         let mut rest = bytes.get(Exec::SIZE..).ok_or(Unreadable)?;
         let mut piece = |len: usize| -> Result<&[u8], Unreadable> {
@@ -141,7 +141,8 @@ impl Assembler {
         let argv_inline = piece(exec.argv_len as usize)?;
         let env_inline = piece(exec.env_len as usize)?;
 
-        let mut partial = self.partial.remove(&exec.header.cpu);
+        // Programs outside the session come without chunks.
+        let mut partial = if ring == Ring::Audit { self.partial.remove(&exec.header.cpu) } else { None };
         if partial.as_ref().is_some_and(|partial| !same_task(&partial.first, &exec.header)) {
             out.extend(partial.take().map(incomplete));
         }
@@ -183,8 +184,10 @@ impl Assembler {
             argv_bytes: exec.argv_bytes,
             env_bytes: exec.env_bytes,
             faults,
+            link: None,
+            killed: exec.header.flags & FLAG_KILLED != 0,
         };
-        let mut event = observed(Ring::Audit, &exec.header, Body::Exec(body));
+        let mut event = observed(ring, &exec.header, Body::Exec(body));
         set_range(&mut event, first_seq, exec.header.seq);
         Ok(event)
     }

@@ -1,7 +1,9 @@
 //! The running kernel's type information (BTF): where a member lies in a struct, and how large it is.
 //!
 //! Only what the offset table needs is understood, but everything is walked: a kind that is not known would derail the walk, so
-//! it is an error. Damaged input gives an error, never a number that was not in it; nothing is indexed unchecked.
+//! it is an error. Nothing is indexed unchecked, and an answer is held against what surrounds it: a member must lie within its
+//! struct, overlap no other member, and have a name of its own, and where several structs have one name they must agree. One damaged
+//! number in a struct without holes is an error for that reason; in a struct with holes it can go unseen.
 //!
 //! Format: Documentation/bpf/btf.rst of the kernel. A header, a section of types numbered from 1, a section of strings. Types
 //! are twelve bytes (name, info, size or type) and what their kind adds.
@@ -82,6 +84,14 @@ pub enum BtfError {
         /// The part of the path that was not found.
         member: String,
     },
+    /// Several structs have this name, and they differ.
+    #[error("this kernel has several structs {name}, and member {member} is not at one place in them")]
+    Ambiguous {
+        /// The struct that was named.
+        name: String,
+        /// The member.
+        member: String,
+    },
     /// A member that cannot be loaded by itself.
     #[error("member {member} of this kernel's struct {name} is a bit field")]
     Bitfield {
@@ -111,8 +121,8 @@ pub struct Btf {
     strings_end: usize,
     /// Where each type begins; type n is entry n - 1.
     types: Vec<u32>,
-    /// Named structs.
-    structs: HashMap<Box<[u8]>, u32>,
+    /// Named structs; drivers have some of the same names as the kernel's own.
+    structs: HashMap<Box<[u8]>, Vec<u32>>,
 }
 
 /// Where a member lies and what it is.
@@ -138,6 +148,17 @@ struct Type {
 struct Found {
     bits: u32,
     type_id: u32,
+}
+
+/// A member of a struct or union, undigested.
+#[derive(Clone, Copy)]
+struct Entry {
+    at: usize,
+    name: u32,
+    type_id: u32,
+    bits: u32,
+    /// Bits of a bit field in the new encoding, else 0.
+    width: u32,
 }
 
 impl Btf {
@@ -195,7 +216,7 @@ impl Btf {
             self.types.push(at as u32);
             if ty.kind == KIND_STRUCT && ty.name != 0 {
                 let name = self.string(ty.name)?.into();
-                self.structs.entry(name).or_insert(self.types.len() as u32);
+                self.structs.entry(name).or_default().push(self.types.len() as u32);
             }
             at = next;
         }
@@ -213,11 +234,25 @@ impl Btf {
     }
 
     /// Finds a member by its path, `"ns.inum"`; anonymous structs and unions on the way are looked into, an array stands for
-    /// its first element where the path goes on.
+    /// its first element where the path goes on. Of several structs of one name those count that have it.
     pub fn member(&self, structure: &str, path: &str) -> Result<Member, BtfError> {
-        let Some(&outer) = self.structs.get(structure.as_bytes()) else {
+        let Some(candidates) = self.structs.get(structure.as_bytes()) else {
             return Err(BtfError::NoStruct { name: structure.into() });
         };
+        let mut found: Option<Member> = None;
+        let mut missing = None;
+        for outer in candidates {
+            match self.member_of(*outer, structure, path) {
+                Ok(member) if found.is_none_or(|found| found == member) => found = Some(member),
+                Ok(_) => return Err(BtfError::Ambiguous { name: structure.into(), member: path.into() }),
+                Err(error @ BtfError::NoMember { .. }) => missing = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        found.ok_or_else(|| missing.unwrap_or_else(|| BtfError::NoStruct { name: structure.into() }))
+    }
+
+    fn member_of(&self, outer: u32, structure: &str, path: &str) -> Result<Member, BtfError> {
         let mut current = outer;
         let mut bits = 0u32;
         for segment in path.split('.') {
@@ -242,28 +277,73 @@ impl Btf {
             return Ok(None);
         }
         let depth = depth.checked_sub(1).ok_or(BtfError::Damaged { what: "members nested too deeply", at: ty.at })?;
+        let mut result = None;
         for index in 0..ty.len as usize {
-            let at = ty.at + TYPE_LEN + index * MEMBER_LEN;
-            let (member_name, type_id, position) =
-                (word(&self.bytes, at)?, word(&self.bytes, at + 4)?, word(&self.bytes, at + 8)?);
-            let (bits, width) = if ty.kind_flag { (position & 0xff_ffff, position >> 24) } else { (position, 0) };
-            if member_name == 0 {
-                let inner = self.resolve(type_id, DEPTH_MAX)?;
-                if let Some(found) = self.search(inner, name, structure, depth)? {
-                    let bits = bits
-                        .checked_add(found.bits)
-                        .ok_or(BtfError::Damaged { what: "a member beyond four gigabits", at })?;
-                    return Ok(Some(Found { bits, ..found }));
-                }
-            } else if self.string(member_name)? == name {
-                if width != 0 || self.is_bitfield(type_id)? {
+            let entry = self.entry(ty, index)?;
+            let found = if entry.name == 0 {
+                let inner = self.resolve(entry.type_id, DEPTH_MAX)?;
+                self.search(inner, name, structure, depth)?
+            } else if self.string(entry.name)? == name {
+                if entry.width != 0 || self.is_bitfield(entry.type_id)? {
                     let member = String::from_utf8_lossy(name).into_owned();
                     return Err(BtfError::Bitfield { name: structure.into(), member });
                 }
-                return Ok(Some(Found { bits, type_id }));
+                Some(Found { bits: 0, type_id: entry.type_id })
+            } else {
+                None
+            };
+            let Some(found) = found else { continue };
+            if result.is_some() {
+                return Err(BtfError::Damaged { what: "two members of one name", at: entry.at });
+            }
+            self.check_place(ty, index)?;
+            let bits = entry.bits.checked_add(found.bits);
+            let bits = bits.ok_or(BtfError::Damaged { what: "a member beyond four gigabits", at: entry.at })?;
+            result = Some(Found { bits, ..found });
+        }
+        Ok(result)
+    }
+
+    /// One member, as it is written.
+    fn entry(&self, ty: Type, index: usize) -> Result<Entry, BtfError> {
+        let at = ty.at + TYPE_LEN + index * MEMBER_LEN;
+        let position = word(&self.bytes, at + 8)?;
+        let (bits, width) = if ty.kind_flag { (position & 0xff_ffff, position >> 24) } else { (position, 0) };
+        Ok(Entry { at, name: word(&self.bytes, at)?, type_id: word(&self.bytes, at + 4)?, bits, width })
+    }
+
+    /// A member must lie within its struct and overlap no other; in a union, at its beginning.
+    fn check_place(&self, ty: Type, index: usize) -> Result<(), BtfError> {
+        let own = self.entry(ty, index)?;
+        let (start, end) = self.extent(own)?;
+        let damaged = |what| Err(BtfError::Damaged { what, at: own.at });
+        if end > u64::from(ty.size_or_type) * 8 {
+            return damaged("a member beyond its struct");
+        }
+        if ty.kind == KIND_UNION {
+            return if start == 0 { Ok(()) } else { damaged("a member of a union beyond its beginning") };
+        }
+        for other in (0..ty.len as usize).filter(|other| *other != index) {
+            // What is no struct of the kernel's own making (a member without a size) says nothing about its neighbours.
+            let Ok((other_start, other_end)) = self.extent(self.entry(ty, other)?) else { continue };
+            if other_start < end && start < other_end {
+                return damaged("members that overlap");
             }
         }
-        Ok(None)
+        Ok(())
+    }
+
+    /// First bit of a member, and the one after its last.
+    fn extent(&self, entry: Entry) -> Result<(u64, u64), BtfError> {
+        let start = u64::from(entry.bits);
+        let width = if entry.width != 0 {
+            entry.width
+        } else if self.is_bitfield(entry.type_id)? {
+            word(&self.bytes, self.resolve(entry.type_id, DEPTH_MAX)?.at + TYPE_LEN)? & 0xff
+        } else {
+            return Ok((start, start + u64::from(self.size(entry.type_id, DEPTH_MAX)?) * 8));
+        };
+        Ok((start, start + u64::from(width)))
     }
 
     /// Old encoding of bit fields: an integer type of fewer bits than its bytes hold.

@@ -141,6 +141,36 @@ fn bit_fields_of_both_encodings_are_refused() {
 }
 
 #[test]
+fn structs_of_one_name_must_agree_where_they_have_the_member() {
+    let mut b = Builder::new();
+    let int = b.int(4);
+    b.compound("s", KIND_STRUCT, 8, &[("a", int, 0), ("b", int, 32)]);
+    b.compound("s", KIND_STRUCT, 8, &[("a", int, 0), ("c", int, 32)]);
+    b.compound("s", KIND_STRUCT, 12, &[("x", int, 0), ("c", int, 64)]);
+    let btf = Btf::parse(b.build()).unwrap();
+    assert_eq!(btf.member("s", "a").unwrap().offset, 0);
+    assert_eq!(btf.member("s", "b").unwrap().offset, 4);
+    assert!(matches!(btf.member("s", "c"), Err(BtfError::Ambiguous { .. })));
+    assert!(matches!(btf.member("s", "d"), Err(BtfError::NoMember { .. })));
+}
+
+#[test]
+fn members_where_none_can_be_are_damage() {
+    let mut b = Builder::new();
+    let int = b.int(4);
+    b.compound("overlapping", KIND_STRUCT, 8, &[("a", int, 0), ("b", int, 16)]);
+    b.compound("beyond", KIND_STRUCT, 8, &[("a", int, 0), ("b", int, 64)]);
+    b.compound("twice", KIND_STRUCT, 8, &[("b", int, 0), ("b", int, 32)]);
+    let union = b.compound("", KIND_UNION, 8, &[("a", int, 0), ("b", int, 32)]);
+    b.compound("shifted", KIND_STRUCT, 8, &[("", union, 0)]);
+    let btf = Btf::parse(b.build()).unwrap();
+    for structure in ["overlapping", "beyond", "twice", "shifted"] {
+        assert!(matches!(btf.member(structure, "b"), Err(BtfError::Damaged { .. })), "{structure}");
+    }
+    assert_eq!(btf.member("beyond", "a").unwrap().offset, 0);
+}
+
+#[test]
 fn a_cut_file_is_an_error_at_every_length() {
     let whole = sample();
     for len in 0..whole.len() {
@@ -167,8 +197,104 @@ fn types_that_lead_in_circles_end() {
     assert!(matches!(btf.member("t", "x"), Err(BtfError::Damaged { .. })));
 }
 
+/// A struct without holes, and where its members are. Damage to one word of it cannot pass for another layout.
+fn dense() -> (Vec<u8>, Vec<(&'static str, Member)>) {
+    let mut b = Builder::new();
+    let int = b.int(4);
+    let word = b.int(8);
+    let short = b.int(2);
+    let pointer = b.ty("", KIND_PTR, 0, false, 0);
+    let inner = b.compound("", KIND_STRUCT, 8, &[("hash", int, 0), ("len", int, 32)]);
+    let union = b.compound("", KIND_UNION, 8, &[("", inner, 0), ("both", word, 0)]);
+    let named = b.compound("named", KIND_STRUCT, 8, &[("first", int, 0), ("inum", int, 32)]);
+    let alias = b.ty("alias", KIND_TYPEDEF, 0, false, named);
+    let members = [
+        ("pid", int, 0),
+        ("tgid", int, 32),
+        ("", union, 64),
+        ("ns", alias, 128),
+        ("cred", pointer, 192),
+        ("rows", short, 256),
+        ("cols", short, 272),
+        ("flags", int, 288),
+    ];
+    b.compound("outer", KIND_STRUCT, 40, &members);
+    let at = |offset, size| Member { offset, size };
+    let known = vec![
+        ("pid", at(0, 4)),
+        ("tgid", at(4, 4)),
+        ("len", at(12, 4)),
+        ("ns.inum", at(20, 4)),
+        ("cred", at(24, 8)),
+        ("cols", at(34, 2)),
+        ("flags", at(36, 4)),
+    ];
+    (b.build(), known)
+}
+
+/// What the resolver makes of damaged information: the right place, or an error. As in `offsets.rs`, a size that is not the expected
+/// one is an error.
+fn check_damaged(bytes: Vec<u8>, known: &[(&'static str, Member)]) {
+    let Ok(btf) = Btf::parse(bytes) else { return };
+    for (path, right) in known {
+        if let Ok(found) = btf.member("outer", path)
+            && found.size == right.size
+        {
+            assert_eq!(found, *right, "{path}");
+        }
+    }
+}
+
+/// Every bit of every byte, and every byte to values that mean something. The corpus of the randomised test below.
+#[test]
+fn one_damaged_byte_is_an_error_or_no_matter() {
+    let (whole, known) = dense();
+    check_damaged(whole.clone(), &known);
+    for at in 0..whole.len() {
+        for value in
+            (0..8).map(|bit| whole[at] ^ (1 << bit)).chain([0, 1, 0x7f, 0x80, 0xff, b'a', b'e', b'n', b'p', b't'])
+        {
+            let mut damaged = whole.clone();
+            damaged[at] = value;
+            check_damaged(damaged, &known);
+        }
+    }
+}
+
+#[test]
+fn the_running_kernels_information_cut_or_damaged_is_never_taken_for_another_layout() {
+    let Ok(whole) = std::fs::read(VMLINUX) else {
+        eprintln!("skipped: this kernel shows no type information");
+        return;
+    };
+    for part in 1..20 {
+        assert!(Btf::parse(whole[..whole.len() * part / 20].to_vec()).is_err());
+    }
+    // Types after the damage shift or lose their names; the struct itself must not.
+    let right = Btf::parse(whole.clone()).unwrap().member("task_struct", "tgid").unwrap();
+    for part in 1..20 {
+        let mut damaged = whole.clone();
+        let at = damaged.len() * part / 20;
+        damaged[at..at + 64].fill(0xa5);
+        if let Ok(btf) = Btf::parse(damaged)
+            && let Ok(found) = btf.member("task_struct", "tgid")
+        {
+            assert_eq!(found, right, "at {at}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn one_damaged_word_is_an_error_or_no_matter(at in any::<prop::sample::Index>(), value in prop_oneof![0..600_u32, any::<u32>()]) {
+        let (mut bytes, known) = dense();
+        let words = bytes.len() / 4;
+        let at = at.index(words) * 4;
+        bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        check_damaged(bytes, &known);
+    }
 
     #[test]
     fn damage_never_panics(changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)) {

@@ -27,7 +27,7 @@ pub fn load(
     terminals_by_syscall: bool,
     prepare: impl FnOnce(&mut Maps) -> Result<(), KernelError>,
 ) -> Result<(), KernelError> {
-    let sizes = [options.audit_ring, options.witness_ring, options.bulk_ring];
+    let sizes = Sizes { rings: [options.audit_ring, options.witness_ring, options.bulk_ring], tags: options.tag_table };
     let mut ebpf = create(offsets, terminals_by_syscall, sizes)?;
     for name in maps::NAMES {
         let map = ebpf.map_mut(name).ok_or(KernelError::Argument("the embedded object lacks a map"))?;
@@ -35,7 +35,13 @@ pub fn load(
     }
     let btf = AyaBtf::from_sys_fs().map_err(|e| KernelError::Object(Box::new(e.into())))?;
     for program in PROGRAMS.iter().filter(|program| program.in_tier(terminals_by_syscall)) {
-        load_program(&mut ebpf, program, &btf)?;
+        match load_program(&mut ebpf, program, &btf) {
+            Err(error) if program.optional => {
+                tracing::info!("{} is not recorded: {error}", program.hook_text());
+                continue;
+            }
+            other => other?,
+        }
         let loaded = find(&mut ebpf, program)?;
         loaded
             .pin(pins.program(program.name))
@@ -48,16 +54,26 @@ pub fn load(
     Ok(())
 }
 
+/// How large some maps are.
+#[derive(Clone, Copy)]
+pub struct Sizes {
+    /// Bytes of the rings: audit, witness, bulk.
+    pub rings: [u32; 3],
+    /// Processes that can be tagged at a time.
+    pub tags: u32,
+}
+
 /// Makes the maps and sets the globals; loads no program.
-pub fn create(offsets: &[u32], terminals_by_syscall: bool, rings: [u32; 3]) -> Result<Ebpf, KernelError> {
+pub fn create(offsets: &[u32], terminals_by_syscall: bool, sizes: Sizes) -> Result<Ebpf, KernelError> {
     let by_syscall = [u32::from(terminals_by_syscall)];
-    let [audit, witness, bulk] = rings;
+    let [audit, witness, bulk] = sizes.rings;
     EbpfLoader::new()
         .override_global("OFFSETS", offsets, true)
         .override_global("TERMINALS_BY_SYSCALL", &by_syscall[..], true)
         .map_max_entries("AUDIT", audit)
         .map_max_entries("WITNESS", witness)
         .map_max_entries("BULK", bulk)
+        .map_max_entries("TAGS", sizes.tags)
         .load(object::OBJECT)
         .map_err(|e| KernelError::Object(Box::new(e)))
 }
@@ -75,6 +91,11 @@ pub fn load_program(ebpf: &mut Ebpf, program: &Program, btf: &AyaBtf) -> Result<
     result.map_err(|e| refused(program, e))
 }
 
+/// What a loaded program cost to verify, where the kernel says so.
+pub fn verified_instructions(ebpf: &mut Ebpf, program: &Program) -> Option<u32> {
+    find(ebpf, program).ok()?.info().ok()?.verified_instruction_count()
+}
+
 fn find<'a>(ebpf: &'a mut Ebpf, program: &Program) -> Result<&'a mut AyaProgram, KernelError> {
     ebpf.program_mut(program.name).ok_or(KernelError::Argument("the embedded object lacks a program"))
 }
@@ -83,8 +104,12 @@ fn refused(program: &Program, source: impl Into<BoxedError>) -> KernelError {
     KernelError::Program { program: program.name, hook: program.hook_text(), source: source.into() }
 }
 
-/// Attaches a pinned program and pins the link. Does nothing where the link is pinned already.
+/// Attaches a pinned program and pins the link. Does nothing where the link is pinned already, or where the kernel has no place for
+/// the program.
 pub fn attach(pins: &Pins, program: &Program) -> Result<(), KernelError> {
+    if !is_loaded(pins, program) {
+        return Ok(());
+    }
     let pin = pins.link(program.name);
     if pin.exists() {
         return PinnedLink::from_pin(&pin).map(drop).map_err(|e| KernelError::pin("cannot open", &pin, e));
@@ -97,6 +122,11 @@ pub fn attach(pins: &Pins, program: &Program) -> Result<(), KernelError> {
     };
     let link = link.map_err(|e| refused(program, e))?;
     link.pin(&pin).map(drop).map_err(|e| KernelError::pin("cannot pin", &pin, e))
+}
+
+/// Whether a program of the tier is there: what hangs on a driver's function need not be.
+pub fn is_loaded(pins: &Pins, program: &Program) -> bool {
+    !program.optional || pins.program(program.name).exists()
 }
 
 /// The kernel's number of a pinned tracepoint program.

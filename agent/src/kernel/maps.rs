@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use breakglass_abi::{
     Counter, ProcessKey, Ring, Settings, StdioEnd, Terminal,
-    settings::{FAULT_ERRNOS, SLOT_CLOSING, Site},
+    settings::{FAULT_ERRNOS, SLOT_CLOSING, Site, TAG_BY_REQUEST, TAG_EXECUTED},
 };
 
 use super::{error::KernelError, pins::Pins};
@@ -29,6 +29,9 @@ pub const NAMES: [&str; 16] = [
     "PENDING",
     "WRITES",
 ];
+
+/// Ticks of the clock in `/proc/PID/stat` (`USER_HZ`), nanoseconds.
+const NS_PER_TICK: u64 = 10_000_000;
 
 const RINGS: [&str; 3] = ["AUDIT", "WITNESS", "BULK"];
 
@@ -87,6 +90,38 @@ impl Counters {
             })
             .collect())
     }
+}
+
+/// Tags processes at the agent's own wish.
+pub struct Tagger(HashMap<MapData, [u64; 2], [u32; 2]>);
+
+impl Tagger {
+    /// Opens the pinned map.
+    pub fn open(pins: &Pins) -> Result<Self, KernelError> {
+        Ok(Self(open(pins, "TAGS", Map::HashMap)?))
+    }
+
+    /// Counts a process, and from now on what it starts, as a session's. Whether it was still there.
+    pub fn tag(&mut self, process: ProcessId, slot: u32) -> Result<bool, KernelError> {
+        let key = key_of(process);
+        let value = [slot, u32::from(TAG_BY_REQUEST) | u32::from(TAG_EXECUTED) << 16];
+        self.0.insert(key, value, 0).map_err(|e| KernelError::map("cannot write", "TAGS", e))?;
+        // The kernel forgets it when it ends. One that had ended before would stay for ever.
+        let alive = is_alive(process);
+        if !alive {
+            absent_is_fine(self.0.remove(&key)).map_err(|e| KernelError::map("cannot write", "TAGS", e))?;
+        }
+        Ok(alive)
+    }
+}
+
+/// Whether a process runs that has this number and started in this tick of the clock, and has not ended.
+fn is_alive(process: ProcessId) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{}/stat", process.tgid)) else { return false };
+    let fields = stat.rfind(')').and_then(|at| stat.get(at + 1..)).unwrap_or_default();
+    let mut fields = fields.split_ascii_whitespace();
+    let (state, start) = (fields.next(), fields.nth(18).and_then(|start| start.parse::<u64>().ok()));
+    start == Some(process.start_ns / NS_PER_TICK) && !matches!(state, None | Some("Z" | "X"))
 }
 
 impl Maps {

@@ -17,25 +17,33 @@ mod probe;
 mod reader;
 mod ring;
 mod sequence;
+mod statistics;
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use breakglass_abi::{
     Ring, Settings,
-    settings::{NO_UID, SETTING_DENY},
+    settings::{NO_UID, SETTING_DENY, SETTING_KILL_UNGRANTED},
 };
 use rand::RngCore;
 use serde::Serialize;
 
 pub use error::KernelError;
-pub use maps::{HelperFailure, ProcessId};
+pub use maps::{HelperFailure, ProcessId, Tagger};
 pub use probe::{ProbeState, Verdict};
 pub use reader::Reader;
+pub use statistics::ProgramStatistics;
 
 use crate::config::{self, Tier};
 use maps::Maps;
 use object::{Attached, PROGRAMS};
 use pins::Pins;
+
+/// Processes that can be tagged at a time: twice the kernel's usual limit of processes.
+pub const TAG_TABLE: u32 = 65_536;
 
 /// What the kernel side needs to know.
 #[derive(Clone, Debug)]
@@ -50,8 +58,14 @@ pub struct Options {
     pub witness_ring: u32,
     /// Bytes of the bulk ring.
     pub bulk_ring: u32,
+    /// Processes that can be tagged at a time: [`TAG_TABLE`] but in tests of what happens beyond.
+    pub tag_table: u32,
     /// Whether an exec of a session that cannot be recorded is killed before it runs.
     pub deny_unrecorded: bool,
+    /// No more of the kernel is used than this, whatever it allows.
+    pub maximum_tier: Tier,
+    /// Whether what the account runs while no session is open is killed before it runs.
+    pub kill_ungranted: bool,
 }
 
 impl Options {
@@ -64,7 +78,10 @@ impl Options {
             audit_ring: ring(config.audit_ring),
             witness_ring: ring(config.witness_ring),
             bulk_ring: ring(config.bulk_ring),
+            tag_table: TAG_TABLE,
             deny_unrecorded: true,
+            maximum_tier: config.maximum_tier,
+            kill_ungranted: config.ungranted == config::Ungranted::Kill,
         }
     }
 }
@@ -84,6 +101,8 @@ pub struct KernelInfo {
     pub kernel_release: String,
     /// Programs of this tier and what they hang on.
     pub programs: Vec<(&'static str, String)>,
+    /// How long the kernel took to verify and attach them; `None` where they were taken over.
+    pub load_time: Option<Duration>,
 }
 
 /// Records and losses of one ring, summed over the CPUs.
@@ -147,7 +166,9 @@ impl Kernel {
                 false
             }
         };
+        let begun = Instant::now();
         let function_exits = if took_over { None } else { Some(load_new(&pins, options)?) };
+        let load_time = begun.elapsed();
         for other in pins.remove_others()? {
             tracing::info!("detached the recording programs of another build, {other}");
         }
@@ -155,7 +176,10 @@ impl Kernel {
         let kernel = Self {
             maps: Maps::open(&pins)?,
             counters: maps::Counters::open(&pins)?,
-            info: info(function_exits, terminals_by_syscall),
+            info: KernelInfo {
+                load_time: Some(load_time).filter(|_| !took_over),
+                ..info(&pins, options, function_exits, terminals_by_syscall)
+            },
             pins,
             terminals_by_syscall,
         };
@@ -205,6 +229,18 @@ impl Kernel {
         self.maps.tagged(slot)
     }
 
+    /// What each program of this tier cost to verify and, while `kernel.bpf_stats_enabled` is set, to run.
+    pub fn statistics(&self) -> Result<Vec<ProgramStatistics>, KernelError> {
+        let programs = PROGRAMS.iter().filter(|program| program.in_tier(self.terminals_by_syscall));
+        let loaded = programs.filter(|program| load::is_loaded(&self.pins, program));
+        loaded.map(|program| ProgramStatistics::read(&self.pins, program.name)).collect()
+    }
+
+    /// For whoever finds processes that belong to a session.
+    pub fn tagger(&self) -> Result<Tagger, KernelError> {
+        Tagger::open(&self.pins)
+    }
+
     /// What the programs counted.
     pub fn counters(&self) -> Result<Counters, KernelError> {
         let mut rings = [RingCounters::default(); 3];
@@ -248,6 +284,9 @@ fn take_over(pins: &Pins, options: &Options) -> Result<bool, KernelError> {
     if !pins.complete() {
         return Ok(false);
     }
+    if options.maximum_tier < Tier::Trace && !pins.program("syscall_enter").exists() {
+        return Err(KernelError::Argument("they use more of the kernel than kernel.maximum_tier allows"));
+    }
     let mut maps = Maps::open(pins)?;
     for program in PROGRAMS.iter().filter(|program| program.attached == Attached::Always) {
         load::attach(pins, program)?;
@@ -260,7 +299,7 @@ fn take_over(pins: &Pins, options: &Options) -> Result<bool, KernelError> {
 /// Loads the programs. Whether those at function exits are among them, and if not, why.
 fn load_new(pins: &Pins, options: &Options) -> Result<Verdict, KernelError> {
     let offsets = probe::offsets()?;
-    let function_exits = probe::function_exits(&offsets);
+    let function_exits = function_exits(options, &offsets);
     let by_syscall = function_exits != Verdict::Works;
     let filling = pins.begin()?;
     let loaded = load::load(&filling, options, &offsets, by_syscall, |maps| {
@@ -280,18 +319,27 @@ fn load_new(pins: &Pins, options: &Options) -> Result<Verdict, KernelError> {
 }
 
 fn settings(options: &Options, open_slot: u32) -> Settings {
-    let flags = if options.deny_unrecorded { SETTING_DENY } else { 0 };
+    let deny = if options.deny_unrecorded { SETTING_DENY } else { 0 };
+    let flags = deny | if options.kill_ungranted { SETTING_KILL_UNGRANTED } else { 0 };
     Settings { account_uid: options.account_uid, open_slot, flags, reserved: 0 }
 }
 
-/// `function_exits` is what was found when the programs were loaded; `None` where they were taken over.
-fn info(function_exits: Option<Verdict>, terminals_by_syscall: bool) -> KernelInfo {
-    let took_over = function_exits.is_none();
-    let verdict = match function_exits {
+/// Whether programs at function exits can and may be used.
+fn function_exits(options: &Options, offsets: &[u32]) -> Verdict {
+    if options.maximum_tier < Tier::Trace {
+        return Verdict::Refused(format!("kernel.maximum_tier is {}", options.maximum_tier));
+    }
+    probe::function_exits(offsets)
+}
+
+/// `found` is what was found when the programs were loaded; `None` where they were taken over.
+fn info(pins: &Pins, options: &Options, found: Option<Verdict>, terminals_by_syscall: bool) -> KernelInfo {
+    let took_over = found.is_none();
+    let verdict = match found {
         Some(verdict) => verdict,
         None if !terminals_by_syscall => Verdict::Works,
         None => match probe::offsets() {
-            Ok(offsets) => probe::function_exits(&offsets),
+            Ok(offsets) => function_exits(options, &offsets),
             Err(error) => Verdict::Unknown(error.to_string()),
         },
     };
@@ -303,6 +351,7 @@ fn info(function_exits: Option<Verdict>, terminals_by_syscall: bool) -> KernelIn
         found => found,
     };
     let programs = PROGRAMS.iter().filter(|program| program.in_tier(terminals_by_syscall));
+    let programs = programs.filter(|program| load::is_loaded(pins, program));
     KernelInfo {
         tier,
         tier_reason,
@@ -310,6 +359,7 @@ fn info(function_exits: Option<Verdict>, terminals_by_syscall: bool) -> KernelIn
         object_sha256: object::sha256(),
         kernel_release: kernel_release(),
         programs: programs.map(|program| (program.name, program.hook_text())).collect(),
+        load_time: None,
     }
 }
 

@@ -26,6 +26,17 @@ pub struct Program {
     pub hook: Hook,
     /// When it is attached.
     pub attached: Attached,
+    /// Whether kernels without its function are recorded all the same.
+    pub optional: bool,
+}
+
+const fn program(name: &'static str, hook: Hook, attached: Attached) -> Program {
+    Program { name, hook, attached, optional: false }
+}
+
+/// What hangs on functions of drivers that a kernel need not have.
+const fn driver(name: &'static str, hook: Hook) -> Program {
+    Program { name, hook, attached: Attached::InSessionTrace, optional: true }
 }
 
 /// What a program hangs on.
@@ -56,15 +67,23 @@ pub enum Attached {
 pub const LOGGING: Program = PROGRAMS[1];
 
 /// All programs, in the order in which they are attached.
-pub const PROGRAMS: [Program; 8] = [
-    Program { name: "process_exit", hook: Hook::Tracepoint("sched_process_exit"), attached: Attached::Always },
-    Program { name: "process_fork", hook: Hook::Tracepoint("sched_process_fork"), attached: Attached::Always },
-    Program { name: "process_exec", hook: Hook::Tracepoint("sched_process_exec"), attached: Attached::Always },
-    Program { name: "syscall_enter", hook: Hook::Tracepoint("sys_enter"), attached: Attached::InSessionBasic },
-    Program { name: "syscall_exit", hook: Hook::Tracepoint("sys_exit"), attached: Attached::InSession },
-    Program { name: "signal_sent", hook: Hook::Tracepoint("signal_generate"), attached: Attached::InSession },
-    Program { name: "pty_write_enter", hook: Hook::Entry("pty_write"), attached: Attached::InSessionTrace },
-    Program { name: "pty_write_exit", hook: Hook::Return("pty_write"), attached: Attached::InSessionTrace },
+pub const PROGRAMS: [Program; 16] = [
+    program("process_exit", Hook::Tracepoint("sched_process_exit"), Attached::Always),
+    program("process_fork", Hook::Tracepoint("sched_process_fork"), Attached::Always),
+    program("process_exec", Hook::Tracepoint("sched_process_exec"), Attached::Always),
+    program("syscall_enter", Hook::Tracepoint("sys_enter"), Attached::InSessionBasic),
+    program("syscall_exit", Hook::Tracepoint("sys_exit"), Attached::InSession),
+    program("signal_sent", Hook::Tracepoint("signal_generate"), Attached::InSession),
+    program("pty_write_enter", Hook::Entry("pty_write"), Attached::InSessionTrace),
+    program("pty_write_exit", Hook::Return("pty_write"), Attached::InSessionTrace),
+    program("line_input_enter", Hook::Entry("n_tty_receive_buf_common"), Attached::InSessionTrace),
+    program("line_input_exit", Hook::Return("n_tty_receive_buf_common"), Attached::InSessionTrace),
+    driver("uart_write_exit", Hook::Return("uart_write")),
+    driver("uart_put_char_exit", Hook::Return("uart_put_char")),
+    driver("con_write_exit", Hook::Return("con_write")),
+    driver("con_put_char_exit", Hook::Return("con_put_char")),
+    driver("vcs_write_exit", Hook::Return("vcs_write")),
+    driver("hvc_write_exit", Hook::Return("hvc_write")),
 ];
 
 impl Program {

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{
     btf::Btf,
     error::KernelError,
-    load,
+    load::{self, Sizes},
     object::{Attached, PROGRAMS, Program},
     offsets,
 };
@@ -16,8 +16,8 @@ use crate::config::Tier;
 
 /// The switch that silences every program at a function's entry or exit while leaving its link in place.
 const FTRACE_SWITCH: &str = "/proc/sys/kernel/ftrace_enabled";
-/// Rings of a trial load, bytes: the least that the kernel takes.
-const TRIAL_RINGS: [u32; 3] = [4096; 3];
+/// Maps of a trial load: the least that the kernel takes.
+const TRIAL: Sizes = Sizes { rings: [4096; 3], tags: 1 };
 
 /// What a trial gave.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -41,6 +41,8 @@ pub struct ProbeState {
     /// Whether this kernel takes it.
     #[serde(flatten)]
     pub verdict: Verdict,
+    /// Instructions that the kernel's verifier went through, where it says so; its limit is a million.
+    pub verified_instructions: Option<u32>,
 }
 
 /// What the kernel allows.
@@ -61,9 +63,8 @@ pub fn offsets() -> Result<Vec<u32>, KernelError> {
 
 /// Whether programs at function exits load and, as far as can be read, run.
 pub fn function_exits(offsets: &[u32]) -> Verdict {
-    let trial = |program: &Program| try_program(offsets, program);
-    let verdicts = PROGRAMS.iter().filter(|program| program.attached == Attached::InSessionTrace).map(trial);
-    match verdicts.into_iter().find(|verdict| *verdict != Verdict::Works) {
+    let needed = |program: &&Program| program.attached == Attached::InSessionTrace && !program.optional;
+    match try_programs(offsets, false, PROGRAMS.iter().filter(needed)) {
         Some(verdict) => verdict,
         None => match fs::read_to_string(FTRACE_SWITCH) {
             Ok(text) if text.trim() == "0" => {
@@ -76,20 +77,48 @@ pub fn function_exits(offsets: &[u32]) -> Verdict {
     }
 }
 
-/// Asks the kernel to verify one program.
-pub fn try_program(offsets: &[u32], program: &Program) -> Verdict {
-    let by_syscall = program.attached != Attached::InSessionTrace;
-    let mut ebpf = match load::create(offsets, by_syscall, TRIAL_RINGS) {
+/// Asks the kernel to verify programs until it refuses one; `None` where it takes them all.
+fn try_programs<'a>(offsets: &[u32], by_syscall: bool, programs: impl Iterator<Item = &'a Program>) -> Option<Verdict> {
+    let mut ebpf = match load::create(offsets, by_syscall, TRIAL) {
         Ok(ebpf) => ebpf,
-        Err(error) => return Verdict::Unknown(with_causes(&error)),
+        Err(error) => return Some(Verdict::Unknown(with_causes(&error))),
     };
     let btf = match AyaBtf::from_sys_fs() {
         Ok(btf) => btf,
-        Err(error) => return Verdict::Unknown(error.to_string()),
+        Err(error) => return Some(Verdict::Unknown(error.to_string())),
+    };
+    let mut refusals = programs.filter_map(|program| load::load_program(&mut ebpf, program, &btf).err());
+    refusals.next().map(|error| Verdict::Refused(with_causes(&error)))
+}
+
+/// What the kernel said to a program.
+pub struct Trial {
+    /// Whether it takes it.
+    pub verdict: Verdict,
+    /// What it cost to verify.
+    pub instructions: Option<u32>,
+}
+
+impl From<Verdict> for Trial {
+    fn from(verdict: Verdict) -> Self {
+        Self { verdict, instructions: None }
+    }
+}
+
+/// Asks the kernel to verify one program.
+pub fn try_program(offsets: &[u32], program: &Program) -> Trial {
+    let by_syscall = program.attached != Attached::InSessionTrace;
+    let mut ebpf = match load::create(offsets, by_syscall, TRIAL) {
+        Ok(ebpf) => ebpf,
+        Err(error) => return Verdict::Unknown(with_causes(&error)).into(),
+    };
+    let btf = match AyaBtf::from_sys_fs() {
+        Ok(btf) => btf,
+        Err(error) => return Verdict::Unknown(error.to_string()).into(),
     };
     match load::load_program(&mut ebpf, program, &btf) {
-        Ok(()) => Verdict::Works,
-        Err(error) => Verdict::Refused(with_causes(&error)),
+        Ok(()) => Trial { verdict: Verdict::Works, instructions: load::verified_instructions(&mut ebpf, program) },
+        Err(error) => Verdict::Refused(with_causes(&error)).into(),
     }
 }
 
@@ -101,10 +130,14 @@ pub fn run() -> Findings {
     };
     let probes: Vec<ProbeState> = PROGRAMS
         .iter()
-        .map(|program| ProbeState {
-            program: program.name,
-            hook: program.hook_text(),
-            verdict: try_program(&offsets, program),
+        .map(|program| {
+            let Trial { verdict, instructions } = try_program(&offsets, program);
+            ProbeState {
+                program: program.name,
+                hook: program.hook_text(),
+                verdict,
+                verified_instructions: instructions,
+            }
         })
         .collect();
     let missing = PROGRAMS
@@ -133,6 +166,7 @@ fn none(reason: String) -> Findings {
         program: program.name,
         hook: program.hook_text(),
         verdict: Verdict::Unknown(reason.clone()),
+        verified_instructions: None,
     };
     let probes = PROGRAMS.iter().map(unknown).collect();
     Findings { tier: Tier::None, reason, probes }

@@ -12,6 +12,7 @@ pub mod processes;
 pub mod service;
 pub mod systemd;
 pub mod ungranted;
+pub mod witness;
 
 #[cfg(test)]
 mod tests;

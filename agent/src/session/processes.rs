@@ -23,7 +23,7 @@ pub const HUNT_LIMIT: Duration = Duration::from_secs(5);
 const QUIET_ROUNDS: u32 = 2;
 
 /// Ticks a second in `/proc/PID/stat`, `USER_HZ`, fixed at 100 for every architecture that we run on.
-const NS_PER_TICK: u64 = 1_000_000_000 / 100;
+pub(super) const NS_PER_TICK: u64 = 1_000_000_000 / 100;
 
 /// What a hunt did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -132,7 +132,7 @@ impl Target {
 }
 
 /// State (field 3) and start time (field 22) of `/proc/PID/stat`; the name in field 2 may hold anything, parentheses too.
-fn parse_stat(stat: &str) -> Option<(char, u64)> {
+pub(super) fn parse_stat(stat: &str) -> Option<(char, u64)> {
     let rest = &stat[stat.rfind(')')? + 1..];
     let mut fields = rest.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;

@@ -301,9 +301,13 @@ fn a_rewritten_login_uid_is_seen() {
         eprintln!("skipped: this kernel keeps no login uid");
         return;
     }
-    let done = Done::perl_as_root("open(F, '>', '/proc/self/loginuid') or die; syswrite(F, '1234') or exit 0;");
+    // write, then pwrite64.
+    let done = Done::perl_as_root(
+        "open(F, '>', '/proc/self/loginuid') or die; syswrite(F, '1234') or exit 0; my $x = '1235'; \
+         syscall(18, fileno(F), $x, 4, 0);",
+    );
     let set = done.system(System::LoginUidSet);
-    assert_eq!(set.iter().map(|s| s.value).collect::<Vec<_>>(), [1234]);
+    assert_eq!(set.iter().map(|s| s.value).collect::<Vec<_>>(), [1234, 1235]);
 }
 
 #[test]

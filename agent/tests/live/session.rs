@@ -86,6 +86,53 @@ fn what_cannot_be_recorded_does_not_run() {
     assert!(recorded >= ran, "{ran} ran, {recorded} were recorded");
 }
 
+/// Starts more processes than the table has room for; how the shell that starts them ends, and what it says.
+fn beyond_the_table(recording: &mut Recording) -> std::process::Output {
+    let script = "for i in 1 2 3 4 5 6 7 8; do sleep 2 & done; wait; echo survived";
+    let output = recording.command("/bin/sh").args(["-c", script]).output().unwrap();
+    recording.settle();
+    output
+}
+
+fn not_followed(recording: &Recording) -> usize {
+    let alerted = |observed: &&breakglass_agent::recorder::source::Observed| matches!(&observed.event.body, Some(Body::Alert(alert)) if alert.code == "process-not-followed");
+    recording.seen.iter().filter(alerted).count()
+}
+
+#[test]
+fn what_cannot_be_followed_does_not_run() {
+    need_kernel!();
+    let mut recording = Recording::with(|options| options.tag_table = 4);
+    recording.kernel().begin_session(61).unwrap();
+    let output = beyond_the_table(&mut recording);
+    assert_eq!((output.status.signal(), &output.stdout[..]), (Some(SIGKILL), &b""[..]));
+    assert!(not_followed(&recording) > 0);
+    let counters = recording.kernel().counters().unwrap();
+    assert!(counters.failures.iter().any(|failure| failure.site == "tag-insert"), "{counters:?}");
+    // Room again: what can be followed runs.
+    let limit = std::time::Instant::now() + super::harness::DEADLINE;
+    while !recording.kernel().tagged(61).unwrap().is_empty() {
+        assert!(std::time::Instant::now() < limit, "tags stay");
+        recording.pump(std::time::Duration::from_millis(50));
+    }
+    assert_eq!(recording.command("/bin/echo").arg("again").output().unwrap().stdout, b"again\n");
+    recording.kernel().end_session(61).unwrap();
+}
+
+#[test]
+fn what_cannot_be_followed_is_an_alert_where_the_policy_is_to_record() {
+    need_kernel!();
+    let mut recording = Recording::with(|options| {
+        options.tag_table = 4;
+        options.deny_unrecorded = false;
+    });
+    recording.kernel().begin_session(62).unwrap();
+    let output = beyond_the_table(&mut recording);
+    assert_eq!(output.stdout, b"survived\n");
+    assert!(not_followed(&recording) > 0);
+    recording.kernel().end_session(62).unwrap();
+}
+
 #[test]
 fn losses_are_counted_exactly() {
     need_kernel!();
@@ -143,7 +190,7 @@ fn the_doctor_says_what_is_running() {
     assert_eq!(found.tier, info.tier);
     assert_eq!(found.object_sha256, info.object_sha256);
     assert!(found.recording);
-    assert_eq!(found.probes.len(), 8);
+    assert_eq!(found.probes.len(), 16);
     let attached: Vec<&str> = info.programs.iter().map(|(name, _)| *name).collect();
     assert_eq!(attached.contains(&"pty_write_exit"), info.tier == Tier::Trace);
     assert_eq!(attached.contains(&"syscall_enter"), info.tier == Tier::Basic);

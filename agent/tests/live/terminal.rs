@@ -17,14 +17,14 @@ use super::harness::{DEADLINE, Recording, exec_of, is_emulated};
 use crate::need_kernel;
 
 /// A command of the account on a pseudo terminal whose master is the test's, as sshd has it.
-struct Screen {
+pub struct Screen {
     master: File,
-    child: Child,
-    shown: Vec<u8>,
+    pub child: Child,
+    pub shown: Vec<u8>,
 }
 
 impl Screen {
-    fn start(recording: &mut Recording, script: &str) -> Self {
+    pub fn start(recording: &mut Recording, script: &str) -> Self {
         let size = Winsize { ws_row: 33, ws_col: 99, ws_xpixel: 0, ws_ypixel: 0 };
         let pty = openpty(&size, None).unwrap();
         let slave = |fd: &OwnedFd| Stdio::from(fd.try_clone().unwrap());
@@ -40,7 +40,7 @@ impl Screen {
     }
 
     /// Reads what the screen shows until it ends with `text`.
-    fn until(&mut self, text: &[u8]) {
+    pub fn until(&mut self, text: &[u8]) {
         let limit = Instant::now() + DEADLINE;
         while !self.shown.ends_with(text) {
             assert!(Instant::now() < limit, "{:?} was not shown", String::from_utf8_lossy(text));
@@ -49,7 +49,7 @@ impl Screen {
     }
 
     /// Reads until the other end is closed.
-    fn until_end(&mut self) {
+    pub fn until_end(&mut self) {
         while self.read() {}
         self.child.wait().unwrap();
     }
@@ -65,7 +65,7 @@ impl Screen {
         read > 0
     }
 
-    fn type_in(&mut self, text: &[u8]) {
+    pub fn type_in(&mut self, text: &[u8]) {
         self.master.write_all(text).unwrap();
     }
 }

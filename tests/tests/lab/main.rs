@@ -4,3 +4,4 @@
 
 mod boot;
 mod guest;
+mod handed_over;

@@ -125,6 +125,12 @@ impl Machine<'_> {
             command.args(["-drive", &format!("file={path},format=raw,if=none,id={serial},{options}")]);
             command.args(["-device", &format!("virtio-blk-pci,drive={serial},serial={serial}")]);
         }
+        // Two serial ports wired to each other: a console, and somebody who sits at it.
+        let wire = format!("path=breakglass-lab-{},abstract=on", std::process::id());
+        for (end, role) in [("line-a", ",server=on,wait=off"), ("line-b", "")] {
+            command.args(["-chardev", &format!("socket,id={end},{wire}{role}")]);
+            command.args(["-device", &format!("pci-serial,chardev={end}")]);
+        }
         command
     }
 }

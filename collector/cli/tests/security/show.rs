@@ -1,9 +1,10 @@
 //! What `show` says beyond commands: successors, what was left behind, others' programs; and in which order.
 
 use breakglass_api::v1::{
-    Alert, Event, Exec, KernelRef, LeftBehind, RecordedEvent, Ring, Session,
+    Alert, Event, Exec, KernelRef, LeftBehind, Process, RecordedEvent, Ring, Session, WitnessLink,
     event::Body,
     left_behind::{Change, Severity},
+    witness_link,
 };
 use serde_json::Value;
 
@@ -139,6 +140,29 @@ fn programs_outside_the_session_are_counted_and_listed_when_asked_for() {
     let lines = json_lines(&printed(&fake, &["show", ID, "--witness", "--json"]));
     let execs: Vec<_> = lines.iter().filter(|line| line["event"]["kind"] == "exec").collect();
     assert_eq!((execs.len(), &execs[0]["event"]["origin"]["ring"]), (1, &"witness".into()));
+}
+
+#[test]
+fn what_the_session_had_others_start_is_shown_unasked_with_its_link() {
+    let link = WitnessLink {
+        kind: witness_link::Kind::Unit.into(),
+        by: Some(Process { pid: 77, start_ns: 5 }),
+        through: b"run-u1\x1b.service".to_vec(),
+        after_ns: 2_000_000_000,
+        tagged: true,
+        ..WitnessLink::default()
+    };
+    let exec = Exec { exe: b"/bin/nc".to_vec(), argv: vec![b"nc".to_vec()], link: Some(link), ..Exec::default() };
+    let mut answers = mixed();
+    answers.events.push(recorded(16, Body::Exec(exec), Ring::Witness));
+    let fake = Fake::start(answers);
+    let text = printed(&fake, &["show", ID]);
+    let line = text.lines().find(|line| line.contains("nc")).unwrap_or_else(|| panic!("{text}"));
+    assert!(line.contains("outside"), "{line}");
+    for part in ["perhaps unit of this session, asked by process 77", "before through run-u1", "followed]"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    assert!(!text.contains('\x1b') && !text.contains("cron"), "{text}");
 }
 
 #[test]

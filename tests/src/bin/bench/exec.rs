@@ -3,7 +3,7 @@
 use std::{fs, process::Command, thread, time::Duration};
 
 use anyhow::{Context, Result};
-use breakglass_api::v1::{Batch, event::Body};
+use breakglass_api::v1::{Batch, Event, Ring, event::Body};
 use breakglass_tests::{
     machine, poll, remains,
     stack::{Options, Stack, pins},
@@ -142,7 +142,7 @@ fn size() -> Result<Vec<Figure>> {
             for frame in remains::frames(&content)? {
                 bytes += frame.bytes as u64;
                 let events = Batch::decode(frame.batch.as_slice())?.events;
-                execs += events.iter().filter(|event| matches!(event.body, Some(Body::Exec(_)))).count() as u64;
+                execs += events.iter().filter(|event| is_own(event)).count() as u64;
             }
         }
         let each = vec![bytes as f64 / execs as f64];
@@ -153,4 +153,10 @@ fn size() -> Result<Vec<Figure>> {
             Budget::MedianAtMost(60.0),
         )])
     })
+}
+
+/// Whether an event is a program of the session's own.
+fn is_own(event: &Event) -> bool {
+    let witness = event.origin.as_ref().is_some_and(|origin| origin.ring() == Ring::Witness);
+    !witness && matches!(event.body, Some(Body::Exec(_)))
 }

@@ -136,6 +136,7 @@ fn system(action: &SystemAction) -> String {
         System::Swap => format!("swap {name} switched"),
         System::Accounting => format!("process accounting set to {name}"),
         System::PortAccess => "access to I/O ports".to_owned(),
+        System::ScreenPainted => format!("screen of a virtual console (7:{value}) painted, {value2} bytes: {name}"),
     };
     format!("system: {text}{}", refusal(action.errno))
 }

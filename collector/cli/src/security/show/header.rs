@@ -127,10 +127,24 @@ fn witnessed(session: &v1::Session) -> String {
     }
 }
 
+/// A terminal as it is called below `/dev` (Documentation/admin-guide/devices.txt).
+fn device(index: u32) -> String {
+    let (major, minor) = (index >> 20, index & 0xf_ffff);
+    match (major, minor) {
+        (0, n) => format!("pts/{n}"),
+        (4, n @ 0..64) => format!("tty{n}"),
+        (4, n) => format!("ttyS{}", n - 64),
+        (166, n) => format!("ttyACM{n}"),
+        (188, n) => format!("ttyUSB{n}"),
+        (229, n) => format!("hvc{n}"),
+        _ => format!("terminal {major}:{minor}"),
+    }
+}
+
 /// The terminals of a session, with the numbers that `replay --terminal` takes.
 pub(in crate::security) fn terminals(session: &v1::Session) -> String {
     let shown = session.terminals.iter().enumerate();
-    let shown = shown.map(|(at, t)| format!("{}: pts/{}, {}", at + 1, t.index, bytes(t.output_bytes)));
+    let shown = shown.map(|(at, t)| format!("{}: {}, {}", at + 1, device(t.index), bytes(t.output_bytes)));
     shown.collect::<Vec<_>>().join("  ")
 }
 
@@ -159,4 +173,15 @@ fn alerts(printer: &Printer, session: &v1::Session) -> String {
 
 fn sum(by_ring: &[u64]) -> u64 {
     by_ring.iter().fold(0, |total, n| total.saturating_add(*n))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::device;
+
+    #[test]
+    fn terminals_have_the_names_of_their_devices() {
+        let names = [7, (4 << 20) | 1, (4 << 20) | 64, (4 << 20) | 65, 229 << 20, (204 << 20) | 3].map(device);
+        assert_eq!(names, ["pts/7", "tty1", "ttyS0", "ttyS1", "hvc0", "terminal 204:3"]);
+    }
 }

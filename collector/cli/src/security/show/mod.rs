@@ -58,7 +58,8 @@ pub struct ShowArgs {
     /// the system; and all of what was left behind or not compared.
     #[arg(long, short)]
     all: bool,
-    /// Also programs that others started on the host while the session was open.
+    /// Also programs that others started on the host while the session was open. Those that the session had others start, or may
+    /// have, are shown in any case.
     #[arg(long, short)]
     witness: bool,
     /// Whole command lines, however long, also on a terminal.
@@ -223,7 +224,7 @@ impl View<'_> {
     fn is_shown(&self, event: &v1::RecordedEvent) -> bool {
         let Some(recorded) = &event.event else { return false };
         match &recorded.body {
-            Some(Body::Exec(_)) => timeline::is_witness(recorded),
+            Some(Body::Exec(exec)) => timeline::is_witness(recorded) && (self.witness || exec.link.is_some()),
             Some(Body::SessionClosed(_)) => self.follow,
             _ => true,
         }
@@ -236,7 +237,7 @@ impl View<'_> {
     }
 
     async fn events(&self, client: &mut Client, follow: bool) -> Result<Streaming<v1::RecordedEvent>> {
-        let witness = self.witness.then_some("exec");
+        let witness = (self.witness || self.follow || self.session.witnessed > 0).then_some("exec");
         let actions = actions::KINDS.iter().filter(|_| self.all).copied();
         let kinds = timeline::NOTICES.into_iter().chain(witness).chain(actions).map(str::to_owned).collect();
         let session = self.session.id.clone();

@@ -1,9 +1,9 @@
 //! The body of `show`: commands and notices, a line each.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
 use anyhow::Result;
-use breakglass_api::v1::{self, ExecFault, event::Body};
+use breakglass_api::v1::{self, ExecFault, event::Body, witness_link::Kind as LinkKind};
 use unicode_width::UnicodeWidthStr;
 
 use super::{ShowArgs, actions, header};
@@ -129,7 +129,10 @@ impl Timeline {
     /// Prints a program outside the session.
     fn witnessed(&mut self, printer: &mut Printer, wall_ns: i64, exec: &v1::Exec) -> Result<()> {
         self.title(printer, wall_ns)?;
-        let line = self.command_line(printer, exec);
+        let mut line = self.command_line(printer, exec);
+        if let Some(link) = &exec.link {
+            line = format!("{line}  {}", printer.paint(Style::Warn, &linked(link)));
+        }
         let uid = exec.credentials.as_ref().map(|credentials| credentials.euid);
         let result = printer.paint(Style::Dim, &pad("outside", RESULT));
         self.row(printer, &Fields { number: "~", wall_ns, uid, result: &result, took: "" }, &line)
@@ -289,6 +292,25 @@ impl Timeline {
     }
 }
 
+/// What a program outside the session has to do with it, in words.
+fn linked(link: &v1::WitnessLink) -> String {
+    let what = match link.kind() {
+        LinkKind::Unspecified => "linked to this session",
+        LinkKind::Manager => "service manager",
+        LinkKind::Unit => "unit of this session",
+        LinkKind::Job => "job of cron or at",
+        LinkKind::Container => "container",
+        LinkKind::Multiplexer => "another's terminal multiplexer",
+        LinkKind::LocalLogin => "login to this host",
+        LinkKind::Service => "service",
+    };
+    let certainty = if link.proven { "" } else { "perhaps " };
+    let by = link.by.map(|by| format!(", asked by process {}", by.pid)).unwrap_or_default();
+    let followed = if link.tagged { ", followed" } else { "" };
+    let span = time::span(Duration::from_nanos(link.after_ns));
+    format!("[{certainty}{what}{by} {span} before through {}{followed}]", safe::text(&link.through))
+}
+
 /// Whether a program ran under a name that is not its own: neither that of its file, nor that of a link to it, nor that of the
 /// script that it interprets.
 fn renamed(exec: &v1::Exec) -> bool {
@@ -310,6 +332,8 @@ fn faults(bits: u32) -> String {
         (ExecFault::Credentials, "credentials"),
         (ExecFault::Parent, "parent"),
         (ExecFault::LostRecord, "lost record"),
+        (ExecFault::ArgvCut, "end of arguments"),
+        (ExecFault::EnvCut, "end of environment"),
     ];
     let set = names.iter().filter(|(fault, _)| bits & (*fault as u32) != 0);
     set.map(|(_, name)| *name).collect::<Vec<_>>().join(", ")
