@@ -8,6 +8,7 @@ mod account;
 mod environment;
 mod evidence;
 mod faults;
+mod flood;
 mod gate;
 mod harness;
 mod record;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         environment::TESTS,
         evidence::TESTS,
         faults::TESTS,
+        flood::TESTS,
         gate::TESTS,
         harness::TESTS,
         record::TESTS,
