@@ -9,9 +9,13 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use breakglass_api::{
     CONTROL_MESSAGE_MAX,
-    v1::{ControlRequest, ControlResponse, Status, StatusRequest, control_request, control_response},
+    v1::{
+        ControlRequest, ControlResponse, OpenRequest, Opened, Status, StatusRequest, control_request,
+        control_response::Body as Answer,
+    },
 };
 use prost::Message as _;
 
@@ -28,8 +32,8 @@ use crate::{
     session::clock,
 };
 
-/// How long the running agent may take to answer.
-const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// How long the running agent may take to answer; opening may wait for the account's files.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
 /// Prints the keys that may log in as `user`. Prints nothing on any doubt, and ends with success in any case: sshd reads an empty
 /// answer as "no key", and logs a failing helper as an error of its configuration.
@@ -134,10 +138,76 @@ pub fn status(socket: &Path, json: bool) -> anyhow::Result<ExitCode> {
 }
 
 fn ask_status(socket: &Path) -> anyhow::Result<Status> {
+    match ask(socket, control_request::Body::Status(StatusRequest {}))? {
+        Answer::Status(status) => Ok(status),
+        _ => bail!("the agent answered something else; it is of another version"),
+    }
+}
+
+/// What the line of a prepared grant begins with.
+const GRANT: &str = "breakglass-grant:";
+
+/// Hands in a grant that was signed ahead.
+pub fn open(grant: &Path, socket: &Path, json: bool) -> anyhow::Result<ExitCode> {
+    let request = carried(grant)?;
+    let answer = ask(socket, control_request::Body::Open(request)).with_context(|| {
+        format!("the agent at {} did not open (is it running? systemctl status breakglass-agent)", socket.display())
+    })?;
+    let Answer::Opened(opened) = answer else { bail!("the agent answered something else; it is of another version") };
+    match json {
+        true => println!("{}", opened_json(&opened)),
+        false => print!("{}", opened_text(&opened)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The grant in a file, or in what a console or a chat made of it.
+fn carried(path: &Path) -> anyhow::Result<OpenRequest> {
+    let mut text = String::new();
+    let read = match path.to_str() {
+        Some("-") => std::io::stdin().lock().take(CONTROL_MESSAGE_MAX as u64).read_to_string(&mut text),
+        _ => std::fs::File::open(path).and_then(|file| file.take(CONTROL_MESSAGE_MAX as u64).read_to_string(&mut text)),
+    };
+    read.with_context(|| format!("cannot read {}", path.display()))?;
+    let word = text.split_ascii_whitespace().find_map(|word| word.strip_prefix(GRANT));
+    let word =
+        word.with_context(|| format!("{}: no grant; it is one line that begins with {GRANT}", path.display()))?;
+    let bytes = URL_SAFE_NO_PAD.decode(word).ok().and_then(|bytes| OpenRequest::decode(bytes.as_slice()).ok());
+    bytes.with_context(|| format!("{}: the grant is damaged; was all of its line carried?", path.display()))
+}
+
+fn opened_json(opened: &Opened) -> serde_json::Value {
+    serde_json::json!({
+        "session": opened.session,
+        "account": opened.account,
+        "ttl_seconds": opened.ttl_seconds,
+        "ssh_port": opened.ssh_port,
+        "tier": opened.tier,
+        "warnings": opened.warnings,
+        "extended": opened.extended,
+    })
+}
+
+fn opened_text(opened: &Opened) -> String {
+    let ttl = humantime::format_duration(Duration::from_secs(opened.ttl_seconds));
+    let mut text = format!("The glass is broken for {ttl}: session {}\n", opened.session);
+    for warning in &opened.warnings {
+        text.push_str(&format!("Warning: {}\n", warning.escape_debug()));
+    }
+    text.push_str(&format!(
+        "The key that signed logs in: ssh -p {} {}@localhost\n",
+        opened.ssh_port,
+        opened.account.escape_debug()
+    ));
+    text
+}
+
+/// Sends one request to the agent and reads its answer; a refusal is an error.
+fn ask(socket: &Path, body: control_request::Body) -> anyhow::Result<Answer> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(ANSWER_LIMIT))?;
     stream.set_write_timeout(Some(ANSWER_LIMIT))?;
-    let request = ControlRequest { body: Some(control_request::Body::Status(StatusRequest {})) }.encode_to_vec();
+    let request = ControlRequest { body: Some(body) }.encode_to_vec();
     stream.write_all(&u32::try_from(request.len())?.to_be_bytes())?;
     stream.write_all(&request)?;
     let mut length = [0; 4];
@@ -149,9 +219,9 @@ fn ask_status(socket: &Path) -> anyhow::Result<Status> {
     let mut answer = vec![0; length];
     stream.read_exact(&mut answer)?;
     match ControlResponse::decode(answer.as_slice())?.body {
-        Some(control_response::Body::Status(status)) => Ok(status),
-        Some(control_response::Body::Refused(refused)) => bail!("{}", refused.message),
-        _ => bail!("the agent answered something else; it is of another version"),
+        Some(Answer::Refused(refused)) => bail!("{} ({})", refused.message, refused.code),
+        Some(answer) => Ok(answer),
+        None => bail!("the agent's answer is empty; it is of another version"),
     }
 }
 

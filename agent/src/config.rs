@@ -21,6 +21,9 @@ pub const DEFAULT_PATH: &str = "/etc/breakglass/agent.toml";
 /// Longest session that a configuration may allow.
 pub const TTL_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
+/// Longest window of a prepared grant that a configuration may allow.
+pub const PREPARED_LIMIT: Duration = Duration::from_secs(90 * 24 * 3600);
+
 /// Most people whose signatures can be asked for: one asks and the others consent.
 const SIGNERS_MAX: usize = COSIGNATURES_MAX + 1;
 
@@ -100,6 +103,12 @@ pub struct Grant {
     pub revoked_keys: Option<PathBuf>,
     /// How many distinct people must sign.
     pub required_signers: usize,
+    /// Take only keys, and certificates, whose whole time of validity is at most this; absent: also those that never end.
+    #[serde(deserialize_with = "some_duration")]
+    pub max_key_lifetime: Option<Duration>,
+    /// Longest window of a grant that was signed ahead and is carried by hand; zero: take none.
+    #[serde(deserialize_with = "duration")]
+    pub prepared_max: Duration,
 }
 
 /// Where operators reach the agent.
@@ -240,6 +249,8 @@ impl Default for Grant {
             sources: Vec::new(),
             revoked_keys: None,
             required_signers: 1,
+            max_key_lifetime: None,
+            prepared_max: Duration::from_secs(7 * 24 * 3600),
         }
     }
 }
@@ -281,6 +292,8 @@ impl Grant {
             ticket: Some(&self.ticket_pattern).filter(|p| !p.is_empty()).and_then(|p| TicketPattern::new(p).ok()),
             sources: self.sources.clone(),
             required_signers: self.required_signers,
+            max_key_lifetime: self.max_key_lifetime,
+            prepared_max: self.prepared_max,
         }
     }
 }
@@ -358,6 +371,15 @@ impl Config {
         if !(1..=SIGNERS_MAX).contains(&self.grant.required_signers) {
             return Err(("grant.required_signers", format!("must be from 1 to {SIGNERS_MAX}")));
         }
+        if self.grant.max_key_lifetime.is_some_and(|longest| longest.is_zero()) {
+            return Err((
+                "grant.max_key_lifetime",
+                "must be above zero; leave it out to take keys that never end".into(),
+            ));
+        }
+        if self.grant.prepared_max > PREPARED_LIMIT {
+            return Err(("grant.prepared_max", "must be at most 90days; 0s takes no prepared grants".into()));
+        }
         if let Some(collector) = &self.collector {
             if collector.urls.is_empty() {
                 return Err(("collector.urls", "must name at least one address, or leave out the section".into()));
@@ -389,6 +411,10 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::E
     let text = String::deserialize(deserializer)?;
     humantime::parse_duration(&text)
         .map_err(|e| de::Error::custom(format!("{text:?} is not a duration such as \"30m\": {e}")))
+}
+
+fn some_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    duration(deserializer).map(Some)
 }
 
 fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
@@ -437,6 +463,9 @@ mod tests {
             ("[grant]\nticket_pattern = \"(\"", "grant.ticket_pattern"),
             ("[grant]\nrequired_signers = 0", "grant.required_signers"),
             ("[grant]\nrequired_signers = 9", "grant.required_signers"),
+            ("[grant]\nmax_key_lifetime = \"0s\"", "grant.max_key_lifetime"),
+            ("[grant]\nmax_key_lifetime = \"long\"", "max_key_lifetime"),
+            ("[grant]\nprepared_max = \"91days\"", "grant.prepared_max"),
             ("[grant]\nsources = [\"10.0.0.0/40\"]", "sources"),
             ("[account]\nname = \"root\"", "account.name"),
             ("[collector]\nurls = []", "collector.urls"),

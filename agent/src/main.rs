@@ -48,6 +48,21 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Open with a grant that was signed ahead for this host and carried here by hand.
+    #[command(after_help = "Example:\n  breakglass-agent open --grant web1.grant\n\n\
+        The grant is what `breakglass prepare` wrote; it is good once. Afterwards the key that signed it logs in, by\n\
+        ssh from anywhere, or here: ssh breakglass@localhost")]
+    Open {
+        /// The file with the grant; - for standard input.
+        #[arg(long)]
+        grant: PathBuf,
+        /// The agent's control socket.
+        #[arg(long, default_value = "/run/breakglass/control.sock")]
+        socket: PathBuf,
+        /// For programs.
+        #[arg(long)]
+        json: bool,
+    },
     /// Print the keys that may log in as USER now: sshd's AuthorizedKeysCommand.
     #[command(after_help = "Example, in sshd_config:\n  \
         AuthorizedKeysCommand /usr/sbin/breakglass-agent keys --runtime /run/breakglass %u\n  \
@@ -131,6 +146,7 @@ fn main() -> ExitCode {
         Command::Run { config } => daemon::run(&config),
         Command::Doctor { config, json, strict } => commands::doctor(&config, json, strict),
         Command::Status { socket, json } => commands::status(&socket, json),
+        Command::Open { grant, socket, json } => commands::open(&grant, &socket, json),
         Command::Keys { runtime, user } => Ok(commands::keys(&runtime, &user)),
         Command::Lock { config, expired } => commands::lock(&config, expired),
         Command::Gate { phase, account, runtime, socket } => {

@@ -43,7 +43,7 @@ impl Control {
 
     /// Asks for a challenge.
     pub fn challenge(&mut self) -> Result<Challenge> {
-        match self.ask(control_request::Body::Challenge(ChallengeRequest {}))? {
+        match self.ask(control_request::Body::Challenge(ChallengeRequest::default()))? {
             control_response::Body::Challenge(challenge) => Ok(challenge),
             other => bail!("not a challenge: {other:?}"),
         }

@@ -39,6 +39,7 @@ impl Stack {
             .arg(self.path("operator/config.toml"))
             .env("HOME", self.path("operator"))
             .env("NO_COLOR", "1")
+            .env_remove("XDG_RUNTIME_DIR")
             .env_remove("SSH_AUTH_SOCK")
             .env_remove("BREAKGLASS_CONFIG");
         command

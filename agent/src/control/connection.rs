@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use breakglass_api::{
     CONTROL_MESSAGE_MAX,
-    grant::{CloseText, GrantText},
+    grant::{self, CloseText},
     v1::{
         self, ControlRequest, ControlResponse, ProofRefused, control_request::Body as Request,
         control_response::Body as Answer,
@@ -22,7 +22,10 @@ use super::{
     verifier::Verifier,
     wire::{self, ReadError},
 };
-use crate::grant::{Refusal, Signed, proof};
+use crate::{
+    blocking,
+    grant::{Refusal, Signed, proof},
+};
 
 /// What all connections share.
 pub struct Shared<S> {
@@ -78,7 +81,7 @@ async fn answer<S: Sessions>(
     ticket: &Ticket,
 ) -> Answer {
     match request.body {
-        Some(Request::Challenge(_)) => Answer::Challenge(shared.verifier.challenge()),
+        Some(Request::Challenge(request)) => Answer::Challenge(shared.verifier.challenge(request)),
         Some(Request::Status(_)) => Answer::Status(shared.sessions.status(source.is_local()).await),
         Some(Request::Open(open)) => {
             let signed = Signed { text: open.grant_text, signature: open.signature };
@@ -135,6 +138,12 @@ impl<S: Sessions> Shared<S> {
         let verifier = Arc::clone(&self.verifier);
         let check = move || verifier.grant(signed, &cosignatures, source);
         let grant = self.checks.run(source.group(), check).await?;
+        if let Some(number) = grant.prepared {
+            // Its use is noted for good, so whatever would stop the session is looked for before.
+            self.sessions.ready().await?;
+            let verifier = Arc::clone(&self.verifier);
+            blocking::run(move || verifier.use_up(&number)).await?;
+        }
         self.open_permitted(Permit::Signed(Box::new(grant)), source, started).await
     }
 
@@ -206,9 +215,9 @@ impl<S: Sessions> Shared<S> {
 
 /// What a refused request says about itself, where it can be read.
 fn claims(signed: &Signed, refused: &mut ProofRefused) {
-    if let Ok(text) = GrantText::parse(&signed.text) {
-        refused.claimed_operator = text.claim.operator;
-        refused.claimed_reason = text.reason;
+    if let Ok(text) = grant::Request::parse(&signed.text) {
+        refused.claimed_operator = text.operator().to_owned();
+        refused.claimed_reason = text.reason().to_owned();
     } else if let Ok(text) = CloseText::parse(&signed.text) {
         refused.claimed_operator = text.claim.operator;
     }

@@ -97,6 +97,8 @@ mod tests {
             principal: "alice".into(),
             key: key.key_data().clone(),
             line: 1,
+            certificate: None,
+            lifetime_s: None,
             touch: counter.map(|counter| Touch { verified: true, counter }),
         }
     }

@@ -14,6 +14,7 @@ pub mod listen;
 pub mod source;
 #[cfg(test)]
 mod tests;
+pub mod used;
 pub mod verifier;
 pub mod wire;
 

@@ -46,7 +46,7 @@ impl Sessions for Fake {
     async fn open(&self, permit: Permit, source: Source) -> Result<v1::Opened, Refusal> {
         let who = match permit {
             Permit::Signed(grant) => {
-                if grant.text.reason == "slow" {
+                if grant.terms.reason == "slow" {
                     tokio::time::sleep(Duration::from_millis(300)).await;
                 }
                 grant.signer.principal
@@ -211,7 +211,7 @@ async fn ask<T: AsyncRead + AsyncWrite + Unpin>(stream: &mut T, request: Request
 }
 
 async fn challenge<T: AsyncRead + AsyncWrite + Unpin>(stream: &mut T) -> Challenge {
-    match ask(stream, Request::Challenge(ChallengeRequest {})).await {
+    match ask(stream, Request::Challenge(ChallengeRequest::default())).await {
         Answer::Challenge(challenge) => challenge,
         other => panic!("{other:?}"),
     }

@@ -17,12 +17,14 @@ use super::{
     code::{self, CodeGrant},
     counters::Counters,
     source::Source,
+    used::Used,
 };
 use crate::{
     codes::Book,
     grant::{
         self, Check, Clock, Policy, Refusal, Signed, VerifiedClose, VerifiedGrant,
-        nonce::{Nonces, QUORUM_VALID_SECONDS, VALID_SECONDS},
+        nonce::{Lasting, Nonces},
+        prepared::Number,
         revoked::Revoked,
         signers::{AllowedSigners, FILE_MAX},
     },
@@ -54,24 +56,25 @@ pub struct Verifier {
     revoked_keys: Option<PathBuf>,
     counters: Counters,
     codes: Book,
+    used: Used,
 }
 
 impl Verifier {
-    /// A verifier with a nonce key of its own: what an earlier run handed out is no good any more. `state` holds one-time codes and the
-    /// counters of FIDO keys.
+    /// A verifier with a nonce key of its own: what an earlier run handed out is no good any more. `state` holds one-time codes, the
+    /// counters of FIDO keys and which prepared grants were used.
     pub fn new(identity: Identity, config: &crate::config::Grant, state: &Path) -> Self {
         let (host_id, boot_id) = (identity.host_id.clone(), identity.boot_id);
         let policy = Policy { host_id, boot_id, max_ttl: config.max_ttl, rules: config.rules() };
-        let valid = if config.required_signers > 1 { QUORUM_VALID_SECONDS } else { VALID_SECONDS };
         Self {
             identity,
             policy,
             default_ttl: config.default_ttl,
-            nonces: Nonces::lasting(rand::random(), valid),
+            nonces: Nonces::new(rand::random()),
             signers: SignersFile::new(config.allowed_signers.clone()),
             revoked_keys: config.revoked_keys.clone(),
             counters: Counters::open(state),
             codes: Book::new(state),
+            used: Used::open(state),
         }
     }
 
@@ -80,14 +83,17 @@ impl Verifier {
         &self.identity
     }
 
-    /// A fresh challenge. Nothing is kept for it.
-    pub fn challenge(&self) -> v1::Challenge {
+    /// A fresh challenge. Nothing is kept for it. It lasts for as many signers as the host asks for, or the caller says that there
+    /// are: other hosts may ask for more under the same signature.
+    pub fn challenge(&self, request: v1::ChallengeRequest) -> v1::Challenge {
+        let said = usize::try_from(request.signers).unwrap_or(usize::MAX);
+        let lasting = Lasting::for_signers(said.max(self.policy.rules.required_signers));
         v1::Challenge {
             host_id: self.identity.host_id.clone(),
             hostname: self.identity.host_name.clone(),
             boot_id: self.identity.boot_id.to_vec(),
-            nonce: self.nonces.make(clock::boot_ns(), rand::random()).to_vec(),
-            valid_seconds: u32::try_from(self.nonces.valid_seconds()).unwrap_or(u32::MAX),
+            nonce: self.nonces.make(clock::boot_ns(), rand::random(), lasting).to_vec(),
+            valid_seconds: u32::try_from(lasting.seconds()).unwrap_or(u32::MAX),
             max_ttl_seconds: self.policy.max_ttl.as_secs(),
             default_ttl_seconds: self.default_ttl.as_secs(),
             account: self.identity.account.clone(),
@@ -97,7 +103,7 @@ impl Verifier {
         }
     }
 
-    /// Checks a request to break the glass; uses its nonce up if it is good.
+    /// Checks a request to break the glass; uses its nonce up if it is good. One that was signed ahead has none: see [`Self::use_up`].
     pub fn grant(
         &self,
         signed: Signed,
@@ -111,6 +117,11 @@ impl Verifier {
             self.counters.check(&cosigned.signer)?;
         }
         Ok(grant)
+    }
+
+    /// Notes for good that a prepared grant is used; refuses if it was.
+    pub fn use_up(&self, number: &Number) -> Result<(), Refusal> {
+        self.used.take(number)
     }
 
     /// Checks a request to close; uses its nonce up if it is good.
@@ -138,11 +149,7 @@ impl Verifier {
     pub fn revoked(&self) -> Result<Revoked, Refusal> {
         let Some(path) = &self.revoked_keys else { return Ok(Revoked::default()) };
         let read = read_trusted(path).map_err(|e| e.to_string());
-        let parsed = read.and_then(|bytes| {
-            let text = String::from_utf8(bytes).map_err(|_| "it is not text".to_owned())?;
-            Revoked::parse(&text)
-        });
-        parsed.map_err(|why| {
+        read.and_then(|bytes| Revoked::read(&bytes)).map_err(|why| {
             tracing::error!(path = %path.display(), why, "nobody can break the glass: the list of revoked keys cannot be used");
             Refusal::new(
                 "no-revocations",

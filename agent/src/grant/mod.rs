@@ -12,24 +12,29 @@
 //! | `no-reason` | it gives no reason |
 //! | `ttl-too-short`, `ttl-too-long` | its length is zero or above policy |
 //! | `bad-signature` | the signature cannot be read, or does not fit text and key |
-//! | `certificate` | a certificate or its authority signed |
+//! | `certificate`, `certificate-principal` | the certificate is not taken, or is for somebody else |
 //! | `wrong-namespace` | it was signed for something else |
 //! | `unknown-signer` | allowed_signers does not list key and name together |
 //! | `namespace-not-allowed`, `not-valid-now` | the line lists them, but not for this or not now |
 //! | `weak-key` | the key's type or size is not taken |
 //! | `wrong-application`, `no-presence` | the FIDO key is not for SSH, or nobody touched it |
 //! | `source-not-allowed`, `bad-ticket`, `operator-not-allowed` | policy asks for another network, ticket or person |
-//! | `not-hardware`, `not-verified`, `revoked-key` | policy asks for another key |
+//! | `not-hardware`, `not-verified`, `key-lifetime`, `revoked-key` | policy asks for another key |
 //! | `quorum`, `same-person`, `too-many-signatures` | not enough distinct people signed |
 //! | `counter-rollback` | the FIDO key's counter went back, as that of a copy would |
 //! | `too-many-grants` | more grants were verified within a minute than can be remembered |
+//! | `prepared-elsewhere`, `prepared-not-taken`, `prepared-too-long`, `prepared-not-now` | a grant signed ahead is not handed in on the host, or not one that it takes |
+//! | `used-grant`, `cannot-note-use` | a grant signed ahead was used, or its use cannot be noted for good |
 //!
 //! Refusals tell a caller who already has a public key whether it is listed. That is accepted: public keys open nothing,
 //! and in an emergency the reason for a refusal is worth more.
 
+pub mod certificate;
+pub mod krl;
 pub mod nonce;
 mod pattern;
 pub mod policy;
+pub mod prepared;
 pub mod proof;
 pub mod quorum;
 pub mod revoked;
@@ -40,7 +45,7 @@ use std::{fmt, net::IpAddr, time::Duration};
 
 use breakglass_api::{
     CLOSE_NAMESPACE, GRANT_NAMESPACE,
-    grant::{Claim, CloseText, GrantText, TextError},
+    grant::{Claim, CloseText, GrantText, ManyText, Request, TextError},
     v1,
 };
 
@@ -107,6 +112,12 @@ pub struct Check<'a> {
     pub source: Option<IpAddr>,
 }
 
+impl Check<'_> {
+    fn circumstances(&self) -> proof::Circumstances {
+        proof::Circumstances { wall_s: self.clock.wall_s, source: self.source }
+    }
+}
+
 /// What both clocks showed when the proof arrived.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
@@ -125,11 +136,24 @@ pub struct Signed {
     pub signature: Vec<u8>,
 }
 
+/// What is asked for, in whichever form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// Why.
+    pub reason: String,
+    /// The incident's number, or empty.
+    pub ticket: String,
+    /// How long, seconds.
+    pub ttl_seconds: u64,
+    /// Whether the session ends with its last login.
+    pub close_on_exit: bool,
+}
+
 /// Permission to break the glass. Its nonce is used up.
 #[derive(Clone, Debug)]
 pub struct VerifiedGrant {
     /// What was asked for.
-    pub text: GrantText,
+    pub terms: Terms,
     /// Who asked.
     pub signer: Signer,
     /// Who consented.
@@ -138,6 +162,8 @@ pub struct VerifiedGrant {
     pub warnings: Vec<String>,
     /// The bytes, for the record.
     pub signed: Signed,
+    /// What has yet to be used up, where the grant was signed ahead and so has no nonce.
+    pub prepared: Option<prepared::Number>,
 }
 
 /// Permission to close a session. Its nonce is used up.
@@ -154,7 +180,7 @@ pub struct VerifiedClose {
 impl VerifiedGrant {
     /// Length of the session.
     pub fn ttl(&self) -> Duration {
-        Duration::from_secs(self.text.ttl_seconds)
+        Duration::from_secs(self.terms.ttl_seconds)
     }
 }
 
@@ -166,40 +192,59 @@ pub fn verify_grant(
 ) -> Result<VerifiedGrant, Refusal> {
     let rules = &check.policy.rules;
     rules.check_source(check.source)?;
-    let text = GrantText::parse(&signed.text).map_err(bad_text)?;
+    let text = match Request::parse(&signed.text).map_err(bad_text)? {
+        Request::One(text) => text,
+        Request::Many(many) => own_part(&many, check.policy)?,
+        Request::Prepared(text) => return prepared::verify(signed, text, cosignatures, check),
+    };
     check_claim(&text.claim, check)?;
-    check_terms(&text, check.policy)?;
-    rules.check_ticket(&text.ticket)?;
-    let signer = check_signature(&signed, GRANT_NAMESPACE, &text.claim, check)?;
+    let terms = Terms {
+        reason: text.reason,
+        ticket: text.ticket,
+        ttl_seconds: text.ttl_seconds,
+        close_on_exit: text.close_on_exit,
+    };
+    check_terms(&terms, check.policy)?;
+    let signer = check_signature(&signed, GRANT_NAMESPACE, &text.claim.operator, check)?;
     rules.check_operator(&signer.principal)?;
     let cosigned = quorum::verify(cosignatures, &signed.text, &signer, check)?;
     claim(&text.claim, check)?;
-    Ok(VerifiedGrant { warnings: rules.reason_warnings(&text.reason), text, signer, cosigned, signed })
+    let warnings = rules.reason_warnings(&terms.reason);
+    Ok(VerifiedGrant { terms, signer, cosigned, warnings, signed, prepared: None })
+}
+
+/// What a text for several hosts asks of this one.
+fn own_part(many: &ManyText, policy: &Policy) -> Result<GrantText, Refusal> {
+    many.for_host(&policy.host_id).ok_or_else(|| {
+        let named: Vec<&str> = many.places.iter().map(|place| place.host_id.as_str()).collect();
+        other_host(&named, &policy.host_id)
+    })
+}
+
+fn other_host(named: &[&str], own: &str) -> Refusal {
+    Refusal::new(
+        "other-host",
+        format!("the text is for {}, this is {own}; ask this host for a challenge and sign for it", named.join(", ")),
+    )
 }
 
 /// Checks a request to close a session.
 pub fn verify_close(signed: Signed, check: &Check<'_>) -> Result<VerifiedClose, Refusal> {
     let text = CloseText::parse(&signed.text).map_err(bad_text)?;
     check_claim(&text.claim, check)?;
-    let signer = check_signature(&signed, CLOSE_NAMESPACE, &text.claim, check)?;
+    let signer = check_signature(&signed, CLOSE_NAMESPACE, &text.claim.operator, check)?;
     claim(&text.claim, check)?;
     Ok(VerifiedClose { text, signer, signed })
 }
 
 fn claim(claim: &Claim, check: &Check<'_>) -> Result<(), Refusal> {
-    check.nonces.claim(&claim.nonce, check.clock.boot_ns).map_err(|e| refused_nonce(e, check.nonces))
+    check.nonces.claim(&claim.nonce, check.clock.boot_ns).map_err(refused_nonce)
 }
 
 fn check_claim(claim: &Claim, check: &Check<'_>) -> Result<(), Refusal> {
     let policy = check.policy;
     if claim.host_id != policy.host_id {
-        return Err(Refusal::new(
-            "other-host",
-            format!(
-                "the text is for the host {} ({}), this is {}; ask this host for a challenge",
-                claim.host_id, claim.host_name, policy.host_id
-            ),
-        ));
+        return Err(other_host(&[&claim.host_id], &policy.host_id));
     }
     if claim.boot_id != policy.boot_id {
         return Err(Refusal::new(
@@ -207,14 +252,15 @@ fn check_claim(claim: &Claim, check: &Check<'_>) -> Result<(), Refusal> {
             "the host was rebooted since its challenge; ask for a new one and sign again",
         ));
     }
-    check.nonces.check(&claim.nonce, check.clock.boot_ns).map_err(|e| refused_nonce(e, check.nonces))
+    check.nonces.check(&claim.nonce, check.clock.boot_ns).map_err(refused_nonce)
 }
 
-fn check_terms(text: &GrantText, policy: &Policy) -> Result<(), Refusal> {
-    if text.reason.is_empty() {
+fn check_terms(terms: &Terms, policy: &Policy) -> Result<(), Refusal> {
+    if terms.reason.is_empty() {
         return Err(Refusal::new("no-reason", "the request gives no reason; say why with --reason"));
     }
-    policy.check_ttl(text.ttl_seconds)
+    policy.check_ttl(terms.ttl_seconds)?;
+    policy.rules.check_ticket(&terms.ticket)
 }
 
 impl Policy {
@@ -238,16 +284,16 @@ impl Policy {
     }
 }
 
-fn check_signature(signed: &Signed, namespace: &str, claim: &Claim, check: &Check<'_>) -> Result<Signer, Refusal> {
-    let wall_s = check.clock.wall_s;
-    let signer = proof::verify(&signed.text, &signed.signature, namespace, &claim.operator, check.signers, wall_s)?;
+fn check_signature(signed: &Signed, namespace: &str, operator: &str, check: &Check<'_>) -> Result<Signer, Refusal> {
+    let signer =
+        proof::verify(&signed.text, &signed.signature, namespace, operator, check.signers, check.circumstances())?;
     check_signer(&signer, check)?;
     Ok(signer)
 }
 
 /// What is asked of every key that signs, the first one's and a co-signer's.
 fn check_signer(signer: &Signer, check: &Check<'_>) -> Result<(), Refusal> {
-    if check.revoked.contains(&signer.key) {
+    if check.revoked.revokes(&signer.key, signer.certificate.as_deref()) {
         return Err(Refusal::new(
             "revoked-key",
             format!(
@@ -264,23 +310,20 @@ fn bad_text(error: TextError) -> Refusal {
     Refusal::new("bad-text", format!("the signed text is not understood: {error}; use a client of this host's version"))
 }
 
-fn refused_nonce(error: NonceError, nonces: &Nonces) -> Refusal {
-    let valid = nonces.valid_seconds();
+fn refused_nonce(error: NonceError) -> Refusal {
     match error {
         NonceError::Forged => Refusal::new(
             "forged-nonce",
             "the challenge is not from this agent, or the agent was restarted since; ask for a new one and sign again",
         ),
-        NonceError::Stale => Refusal::new(
+        NonceError::Stale(valid) => Refusal::new(
             "stale-nonce",
             format!("the challenge is older than {valid} s; ask for a new one and sign again"),
         ),
         NonceError::Replayed => {
             Refusal::new("replayed-nonce", "the request was used before; ask for a new challenge and sign again")
         }
-        NonceError::Full => {
-            Refusal::new("too-many-grants", format!("too many requests were granted in a row; wait {valid} s"))
-        }
+        NonceError::Full => Refusal::new("too-many-grants", "too many requests were granted in a row; wait a minute"),
     }
 }
 

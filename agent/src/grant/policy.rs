@@ -1,6 +1,6 @@
 //! What a host asks of a proof beyond its signature: `[grant]` of the configuration.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
 use regex_lite::Regex;
@@ -74,6 +74,10 @@ pub struct Rules {
     pub sources: Vec<IpNet>,
     /// How many distinct people must sign; 0 is as good as 1.
     pub required_signers: usize,
+    /// For how long a key, or its certificate, may be good in all; absent: for ever.
+    pub max_key_lifetime: Option<Duration>,
+    /// Longest window of a grant that was signed ahead; zero: none is taken.
+    pub prepared_max: Duration,
 }
 
 /// A regular expression that a whole ticket must match.
@@ -147,6 +151,7 @@ impl Rules {
                 ),
             ));
         }
+        self.check_lifetime(signer)?;
         if self.user_verification && !signer.touch.is_some_and(|touch| touch.verified) {
             return Err(Refusal::new(
                 "not-verified",
@@ -155,6 +160,27 @@ impl Rules {
             ));
         }
         Ok(())
+    }
+
+    fn check_lifetime(&self, signer: &Signer) -> Result<(), Refusal> {
+        let Some(longest) = self.max_key_lifetime else { return Ok(()) };
+        if signer.lifetime_s.is_some_and(|lifetime| lifetime <= longest.as_secs()) {
+            return Ok(());
+        }
+        let longest = humantime::format_duration(longest);
+        let what = match &signer.certificate {
+            Some(_) => {
+                format!("the certificate of {:?} is good for longer; get one for at most {longest}", signer.principal)
+            }
+            None => format!(
+                "line {} of allowed_signers does not bound the key of {:?} so; give it valid-after and valid-before",
+                signer.line, signer.principal
+            ),
+        };
+        Err(Refusal::new(
+            "key-lifetime",
+            format!("this host takes only keys that are good for at most {longest}: {what}"),
+        ))
     }
 
     /// What the reviewer should know of a reason at once.

@@ -4,10 +4,13 @@
 //! key's, the key's strength, and for FIDO keys the application and that somebody touched the key; the library takes a
 //! signature made without a touch.
 
+use std::net::IpAddr;
+
 use ssh_key::{Algorithm, HashAlg, PublicKey, SshSig, public::KeyData};
 
 use super::{
     Refusal,
+    certificate::Certificate,
     signers::{AllowedSigners, Entry},
     sshsig,
 };
@@ -33,6 +36,10 @@ pub struct Signer {
     pub line: usize,
     /// What a FIDO key says about its owner; absent for other keys.
     pub touch: Option<Touch>,
+    /// What says whose key it is; absent where the key itself is listed.
+    pub certificate: Option<Box<Certificate>>,
+    /// For how long the key, or its certificate, may be used in all, seconds; absent: for ever.
+    pub lifetime_s: Option<u64>,
 }
 
 /// What a FIDO key says about its owner.
@@ -55,23 +62,37 @@ impl Signer {
         self.key.algorithm().to_string()
     }
 
+    /// What the certificate says, for the record; empty where there is none.
+    pub fn certificate(&self) -> String {
+        self.certificate.as_ref().map(|certificate| certificate.described()).unwrap_or_default()
+    }
+
     /// `TYPE BASE64`, as in authorized_keys.
     pub fn public_key(&self) -> Result<String, ssh_key::Error> {
         PublicKey::from(self.key.clone()).to_openssh()
     }
 }
 
-/// Checks that `armour` is a signature over `text` in `namespace` by a key that `signers` allows `principal` at `wall_s`
-/// (Unix seconds). Everything cheap comes before the arithmetic.
+/// When and from where a signature comes.
+#[derive(Clone, Copy, Debug)]
+pub struct Circumstances {
+    /// Unix seconds.
+    pub wall_s: i64,
+    /// Where the request came from; absent: this machine.
+    pub source: Option<IpAddr>,
+}
+
+/// Checks that `armour` is a signature over `text` in `namespace` by a key that `signers` allows `principal`. Everything cheap comes
+/// before the arithmetic.
 pub fn verify(
     text: &[u8],
     armour: &[u8],
     namespace: &str,
     principal: &str,
     signers: &AllowedSigners,
-    wall_s: i64,
+    at: Circumstances,
 ) -> Result<Signer, Refusal> {
-    let signature = sshsig::read(armour)?;
+    let sshsig::Envelope { signature, certificate } = sshsig::read(armour)?;
     if signature.namespace() != namespace {
         return Err(Refusal::new(
             "wrong-namespace",
@@ -81,19 +102,34 @@ pub fn verify(
             ),
         ));
     }
-    let entry = find(signers, principal, namespace, signature.public_key(), wall_s)?;
-    check_strength(&entry.key)?;
+    let key = signature.public_key();
+    let entry = find(signers, principal, namespace, key, certificate.as_deref(), at.wall_s)?;
+    check_strength(key)?;
     check_algorithm(&signature)?;
     let touch = check_touch(&signature)?;
-    PublicKey::from(entry.key.clone()).verify(namespace, text, &signature).map_err(|_| {
+    if let Some(certificate) = &certificate {
+        certificate.check(principal, at.wall_s, at.source)?;
+        if certificate.needs_verification() && !touch.is_some_and(|touch| touch.verified) {
+            return Err(Refusal::new(
+                "not-verified",
+                "the certificate asks that the security key checks a PIN or a fingerprint, which it did not",
+            ));
+        }
+        certificate.check_authority(&entry.key)?;
+    }
+    PublicKey::from(key.clone()).verify(namespace, text, &signature).map_err(|_| {
         Refusal::new("bad-signature", "the signature does not fit the text and the key; sign the text as it is sent")
     })?;
-    Ok(Signer { principal: principal.to_owned(), key: entry.key.clone(), line: entry.line, touch })
+    let lifetime_s = match &certificate {
+        Some(certificate) => Some(certificate.lifetime_s()),
+        None => entry.lifetime_s(),
+    };
+    Ok(Signer { principal: principal.to_owned(), key: key.clone(), line: entry.line, touch, certificate, lifetime_s })
 }
 
 /// `SHA256:…` of the key that a signature names, if it is a signature at all. Nothing is verified.
 pub fn claimed_fingerprint(armour: &[u8]) -> Option<String> {
-    sshsig::read(armour).ok().map(|signature| signature.public_key().fingerprint(HashAlg::Sha256).to_string())
+    sshsig::read(armour).ok().map(|read| read.signature.public_key().fingerprint(HashAlg::Sha256).to_string())
 }
 
 /// The line that allows this use, or why none does.
@@ -102,11 +138,17 @@ fn find<'a>(
     principal: &str,
     namespace: &str,
     key: &KeyData,
+    certificate: Option<&Certificate>,
     wall_s: i64,
 ) -> Result<&'a Entry, Refusal> {
+    // As OpenSSH has it: a certificate counts for its authority's lines only, and a key for its own only.
+    let (listed, what) = match certificate {
+        Some(certificate) => (&certificate.authority, "the certificate authority"),
+        None => (key, "the key"),
+    };
     let mut first = None;
-    for entry in signers.entries().iter().filter(|entry| entry.names(principal, key)) {
-        match usable(entry, namespace, wall_s) {
+    for entry in signers.entries().iter().filter(|entry| entry.names(principal, listed)) {
+        match usable(entry, namespace, certificate.is_some(), wall_s) {
             Ok(()) => return Ok(entry),
             Err(refusal) => drop(first.get_or_insert(refusal)),
         }
@@ -119,22 +161,33 @@ fn find<'a>(
         Refusal::new(
             "unknown-signer",
             format!(
-                "the host's allowed_signers file does not list the key {} for {principal:?}{unread}; sign with a listed key and under its name",
-                key.fingerprint(HashAlg::Sha256)
+                "the host's allowed_signers file does not list {what} {} for {principal:?}{unread}; sign with a listed key and under its name",
+                listed.fingerprint(HashAlg::Sha256)
             ),
         )
     }))
 }
 
-fn usable(entry: &Entry, namespace: &str, wall_s: i64) -> Result<(), Refusal> {
+fn usable(entry: &Entry, namespace: &str, certified: bool, wall_s: i64) -> Result<(), Refusal> {
     let line = entry.line;
-    if entry.cert_authority {
-        return Err(Refusal::new(
-            "certificate",
-            format!(
-                "line {line} of allowed_signers lists the key as a certificate authority, which cannot sign for itself"
-            ),
-        ));
+    match (entry.cert_authority, certified) {
+        (true, false) => {
+            return Err(Refusal::new(
+                "certificate",
+                format!(
+                    "line {line} of allowed_signers lists the key as a certificate authority, which cannot sign for itself"
+                ),
+            ));
+        }
+        (false, true) => {
+            return Err(Refusal::new(
+                "certificate",
+                format!(
+                    "line {line} of allowed_signers lists the key, but not as a certificate authority (cert-authority)"
+                ),
+            ));
+        }
+        _ => {}
     }
     if !entry.allows_namespace(namespace) {
         return Err(Refusal::new(
@@ -194,15 +247,19 @@ fn bit_length(big_endian: &[u8]) -> usize {
 
 /// The signature's algorithm must be the key's; RSA with SHA-1 the library does not even read.
 fn check_algorithm(signature: &SshSig) -> Result<(), Refusal> {
-    let (key, used) = (signature.public_key().algorithm(), signature.algorithm());
-    let fits = match key {
-        Algorithm::Rsa { .. } => matches!(used, Algorithm::Rsa { hash: Some(HashAlg::Sha256 | HashAlg::Sha512) }),
-        _ => key == used,
-    };
-    if fits {
+    let (key, used) = (signature.public_key(), signature.algorithm());
+    if algorithm_fits(key, &used) {
         return Ok(());
     }
+    let key = key.algorithm();
     Err(Refusal::new("bad-signature", format!("the signature is of type {used}, which does not go with a {key} key")))
+}
+
+pub(super) fn algorithm_fits(key: &KeyData, used: &Algorithm) -> bool {
+    match key.algorithm() {
+        Algorithm::Rsa { .. } => matches!(used, Algorithm::Rsa { hash: Some(HashAlg::Sha256 | HashAlg::Sha512) }),
+        key => key == *used,
+    }
 }
 
 fn check_touch(signature: &SshSig) -> Result<Option<Touch>, Refusal> {

@@ -1,7 +1,7 @@
 //! Consent of further people: each signs the same text, in a namespace of its own, wherever they are.
 //!
-//! Two signatures count as two people only if neither could be the other's: other names, other keys, and no line of allowed_signers that
-//! lists the one's key under the other's name. A person with two keys of their own under two names of their own cannot be told from two
+//! Two signatures count as two people only if neither could be the other's: other names, other keys, no line of allowed_signers that
+//! lists the one's key under the other's name, and no certificate that gives the one's key the other's name. A person with two keys of their own under two names of their own cannot be told from two
 //! people; who keeps the list sees to that.
 
 use breakglass_api::{COSIGN_NAMESPACE, v1};
@@ -79,14 +79,17 @@ fn verify_one(cosignature: &v1::Cosignature, text: &[u8], check: &Check<'_>) -> 
         COSIGN_NAMESPACE,
         &cosignature.principal,
         check.signers,
-        check.clock.wall_s,
+        check.circumstances(),
     )?;
     super::check_signer(&signer, check)?;
     Ok(signer)
 }
 
 fn distinct(one: &Signer, other: &Signer, signers: &AllowedSigners) -> bool {
-    let listed = |principal: &str, signer: &Signer| signers.entries().iter().any(|e| e.names(principal, &signer.key));
+    let listed = |principal: &str, signer: &Signer| {
+        signers.entries().iter().any(|e| !e.cert_authority && e.names(principal, &signer.key))
+            || signer.certificate.as_ref().is_some_and(|c| c.principals.iter().any(|name| name == principal))
+    };
     one.principal != other.principal
         && one.key != other.key
         && !listed(&one.principal, other)

@@ -34,7 +34,7 @@ pub struct Entry {
     pub valid_after: Option<i64>,
     /// Last second at which the key may be used, Unix time.
     pub valid_before: Option<i64>,
-    /// The key signs certificates, not grants.
+    /// The key signs certificates, whose holders sign grants; it signs none itself.
     pub cert_authority: bool,
     /// The key.
     pub key: KeyData,
@@ -86,6 +86,11 @@ impl Entry {
     /// Whether the key may be used for signatures in this namespace.
     pub fn allows_namespace(&self, namespace: &str) -> bool {
         self.namespaces.as_deref().is_none_or(|list| pattern::list_matches(list, namespace))
+    }
+
+    /// For how long the key may be used in all, seconds; `None`: the line does not bound it on both sides.
+    pub fn lifetime_s(&self) -> Option<u64> {
+        u64::try_from(self.valid_before?.saturating_sub(self.valid_after?)).ok()
     }
 
     /// Whether the key may be used at this time, Unix seconds.
@@ -145,7 +150,9 @@ fn parse_key(text: &str) -> Result<KeyData, String> {
         return Err("no key: expected its type and its base64 form".into());
     };
     if kind.contains("-cert-v01@") {
-        return Err(format!("{kind} is a certificate; list the key itself, or its authority's"));
+        return Err(format!(
+            "{kind} is a certificate; list the key itself, or its authority's key with cert-authority"
+        ));
     }
     // The comment is left out: it may hold anything.
     let key = PublicKey::from_openssh(&format!("{kind} {blob}"))

@@ -19,6 +19,8 @@ pub struct Grant {
     pub key_fingerprint: String,
     /// Such as `ssh-ed25519`, or `one-time-code`.
     pub key_type: String,
+    /// What the key's certificate says, for people; empty where the key itself is listed.
+    pub certificate: String,
     /// Whether this was a one-time code.
     pub by_code: bool,
     /// Why.

@@ -209,9 +209,10 @@ fn session_grant(grant: VerifiedGrant, source: Source) -> Result<Grant, Refusal>
         key_fingerprint: grant.signer.fingerprint(),
         key_type: grant.signer.key_type(),
         ttl: grant.ttl(),
-        reason: grant.text.reason,
-        ticket: grant.text.ticket,
-        close_on_exit: grant.text.close_on_exit,
+        certificate: grant.signer.certificate(),
+        reason: grant.terms.reason,
+        ticket: grant.terms.ticket,
+        close_on_exit: grant.terms.close_on_exit,
         text: grant.signed.text,
         signature: grant.signed.signature,
         source: source.to_string(),
@@ -224,6 +225,7 @@ fn cosigner(cosigned: Cosigned) -> v1::Cosigner {
     v1::Cosigner {
         key_fingerprint: cosigned.signer.fingerprint(),
         key_type: cosigned.signer.key_type(),
+        certificate: cosigned.signer.certificate(),
         principal: cosigned.signer.principal,
         signature: cosigned.signature,
     }

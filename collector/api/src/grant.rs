@@ -26,8 +26,19 @@
 //!
 //! A text that breaks any rule is refused as a whole, with the line. For every text that is accepted, encoding what was
 //! parsed gives the same bytes; so two readers cannot understand one signature differently.
+//!
+//! Two further forms ask for the same by the same grammar: [`many`] for several hosts at once, and [`prepared`] for a host that
+//! cannot be asked for a challenge.
+
+pub mod many;
+pub mod prepared;
 
 use std::fmt;
+
+pub use self::{
+    many::{ManyText, Place},
+    prepared::PreparedText,
+};
 
 /// Longest text, bytes. All fields at their limits together stay below it.
 pub const TEXT_MAX: usize = 4096;
@@ -90,6 +101,67 @@ pub struct CloseText {
     pub client_time: String,
 }
 
+/// A request to break the glass in any of its forms.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// On one host.
+    One(GrantText),
+    /// On several hosts.
+    Many(ManyText),
+    /// On a host that was not asked for a challenge.
+    Prepared(PreparedText),
+}
+
+impl Request {
+    /// Reads a text of whichever form its first line names, strictly.
+    pub fn parse(bytes: &[u8]) -> Result<Self, TextError> {
+        let head = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+        if head == many::HEAD.as_bytes() {
+            ManyText::parse(bytes).map(Self::Many)
+        } else if head == prepared::HEAD.as_bytes() {
+            PreparedText::parse(bytes).map(Self::Prepared)
+        } else {
+            GrantText::parse(bytes).map(Self::One)
+        }
+    }
+
+    /// The one spelling of it.
+    pub fn encode(&self) -> Result<String, TextError> {
+        match self {
+            Self::One(text) => text.encode(),
+            Self::Many(text) => text.encode(),
+            Self::Prepared(text) => text.encode(),
+        }
+    }
+
+    /// Who asks.
+    pub fn operator(&self) -> &str {
+        match self {
+            Self::One(text) => &text.claim.operator,
+            Self::Many(text) => &text.operator,
+            Self::Prepared(text) => &text.operator,
+        }
+    }
+
+    /// Why.
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::One(text) => &text.reason,
+            Self::Many(text) => &text.reason,
+            Self::Prepared(text) => &text.reason,
+        }
+    }
+
+    /// Names of the hosts, in the text's order.
+    pub fn host_names(&self) -> Vec<&str> {
+        match self {
+            Self::One(text) => vec![&text.claim.host_name],
+            Self::Many(text) => text.places.iter().map(|place| place.host_name.as_str()).collect(),
+            Self::Prepared(text) => vec![&text.host_name],
+        }
+    }
+}
+
 /// Why bytes are not such a text, or fields cannot make one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TextError {
@@ -115,10 +187,7 @@ impl GrantText {
     pub fn encode(&self) -> Result<String, TextError> {
         let mut out = Encoder::new(GRANT_HEAD);
         out.claim(&self.claim);
-        out.line("reason", &self.reason);
-        out.line("ticket", &self.ticket);
-        out.line("ttl", &self.ttl_seconds.to_string());
-        out.line("close-on-exit", if self.close_on_exit { "yes" } else { "no" });
+        out.terms(&self.reason, &self.ticket, self.ttl_seconds, self.close_on_exit);
         out.line("client-time", &self.client_time);
         // Whatever the parser would refuse is refused here already, with the same words.
         Self::parse(out.text.as_bytes())?;
@@ -127,7 +196,7 @@ impl GrantText {
 
     /// Reads a text, strictly.
     pub fn parse(bytes: &[u8]) -> Result<Self, TextError> {
-        let mut lines = Lines::new(bytes, GRANT_HEAD)?;
+        let mut lines = Lines::new(bytes, GRANT_HEAD, TEXT_MAX)?;
         let text = Self {
             claim: lines.claim()?,
             reason: lines.text("reason", REASON_MAX)?.to_owned(),
@@ -154,7 +223,7 @@ impl CloseText {
 
     /// Reads a text, strictly.
     pub fn parse(bytes: &[u8]) -> Result<Self, TextError> {
-        let mut lines = Lines::new(bytes, CLOSE_HEAD)?;
+        let mut lines = Lines::new(bytes, CLOSE_HEAD, TEXT_MAX)?;
         let text = Self {
             claim: lines.claim()?,
             session: lines.text("session", ID_MAX)?.to_owned(),
@@ -188,6 +257,13 @@ impl Encoder {
         self.line("nonce", &hex::encode(&claim.nonce));
         self.line("operator", &claim.operator);
     }
+
+    fn terms(&mut self, reason: &str, ticket: &str, ttl_seconds: u64, close_on_exit: bool) {
+        self.line("reason", reason);
+        self.line("ticket", ticket);
+        self.line("ttl", &ttl_seconds.to_string());
+        self.line("close-on-exit", if close_on_exit { "yes" } else { "no" });
+    }
 }
 
 struct Lines<'a> {
@@ -196,9 +272,9 @@ struct Lines<'a> {
 }
 
 impl<'a> Lines<'a> {
-    fn new(bytes: &'a [u8], head: &str) -> Result<Self, TextError> {
-        if bytes.len() > TEXT_MAX {
-            return Err(whole(format!("the text has {} bytes, the limit is {TEXT_MAX}", bytes.len())));
+    fn new(bytes: &'a [u8], head: &str, max: usize) -> Result<Self, TextError> {
+        if bytes.len() > max {
+            return Err(whole(format!("the text has {} bytes, the limit is {max}", bytes.len())));
         }
         let text = std::str::from_utf8(bytes).map_err(|e| whole(format!("the text is not UTF-8: {e}")))?;
         let text = text.strip_suffix('\n').ok_or_else(|| whole("the text does not end in a line feed".into()))?;

@@ -21,6 +21,9 @@ pub mod v1 {
 /// SSHSIG namespace of a signed request to break the glass.
 pub const GRANT_NAMESPACE: &str = "breakglass-grant@v1";
 
+/// SSHSIG namespace of a request that is signed ahead and carried by hand.
+pub const PREPARED_NAMESPACE: &str = "breakglass-prepared@v1";
+
 /// SSHSIG namespace of somebody else's consent to a request to break the glass.
 pub const COSIGN_NAMESPACE: &str = "breakglass-cosign@v1";
 

@@ -19,6 +19,7 @@
 //! [hosts.web1]                        # web1 is the name in the host's certificate
 //! address = "10.0.0.5:7443"           # or: socket = "/run/breakglass/control.sock"
 //! ssh = "10.0.0.5:22"                 # address and the host's own ssh port where left out
+//! id = "0b5e9a52-…"                   # for breakglass prepare
 //! ```
 
 use std::{
@@ -91,6 +92,8 @@ pub struct Host {
     pub socket: Option<PathBuf>,
     /// `NAME:PORT` or `NAME` of sshd.
     pub ssh: Option<String>,
+    /// The host's id, for grants that are prepared while it cannot be asked.
+    pub id: Option<String>,
 }
 
 fn default_server_name() -> String {
@@ -140,7 +143,9 @@ impl Config {
             bail!("collector.url: {:?} must begin with https://", collector.url);
         }
         for (name, host) in &self.hosts {
-            if host.address.is_some() == host.socket.is_some() {
+            // With its id alone a host can be prepared for.
+            let reached = usize::from(host.address.is_some()) + usize::from(host.socket.is_some());
+            if reached > 1 || (reached == 0 && host.id.is_none()) {
                 bail!("hosts.{name}: set either address or socket");
             }
         }

@@ -389,6 +389,7 @@ fn bounded_opened(opened: &SessionOpened) -> SessionOpened {
         signature: Vec::new(),
         cosigners: Vec::new(),
         warnings: opened.warnings.iter().take(WARNINGS_MAX).map(|text| cut(text)).collect(),
+        certificate: cut(&opened.certificate),
         ..*opened
     }
 }

@@ -10,6 +10,7 @@ mod evidence;
 mod faults;
 mod flood;
 mod gate;
+mod grants;
 mod harness;
 mod record;
 mod refusals;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
         faults::TESTS,
         flood::TESTS,
         gate::TESTS,
+        grants::TESTS,
         harness::TESTS,
         record::TESTS,
         review::TESTS,

@@ -25,7 +25,7 @@ impl Three {
 
     fn text(&self) -> GrantText {
         let mut text = self.bench.grant();
-        text.claim.nonce = self.bench.nonces.make(BOOT_NS, rand::random()).to_vec();
+        text.claim.nonce = self.bench.nonces.make(BOOT_NS, rand::random(), Lasting::Alone).to_vec();
         text
     }
 
@@ -140,7 +140,7 @@ fn fido_keys_where_policy_asks_for_them() {
     let fido = |flags| Fido { key: ed25519_dalek::SigningKey::from_bytes(&[5; 32]), application: "ssh:", flags };
     for (flags, expected) in [(0x01, Err("not-verified")), (0x05, Ok(()))] {
         let mut text = bench.grant();
-        text.claim.nonce = bench.nonces.make(BOOT_NS, rand::random()).to_vec();
+        text.claim.nonce = bench.nonces.make(BOOT_NS, rand::random(), Lasting::Alone).to_vec();
         let result = bench.verify(fido(flags).sign(&text), &fido(flags).line());
         assert_eq!(result.map(|_| ()).map_err(|e| e.code), expected);
     }

@@ -223,6 +223,7 @@ impl<M: Machine, J: Journal> Manager<M, J> {
             operator: grant.operator,
             key_fingerprint: grant.key_fingerprint,
             key_type: grant.key_type,
+            certificate: grant.certificate,
             reason: grant.reason,
             ticket: grant.ticket,
             ttl_seconds: grant.ttl.as_secs(),

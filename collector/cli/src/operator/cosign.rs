@@ -14,8 +14,8 @@ use std::{
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use breakglass_api::{
     COSIGN_NAMESPACE,
-    grant::{GrantText, TEXT_MAX},
-    v1::{Challenge, Cosignature},
+    grant::{Request as Text, many::MANY_TEXT_MAX},
+    v1::Cosignature,
 };
 use clap::Args;
 use prost::Message;
@@ -61,7 +61,7 @@ pub(super) async fn cosign(args: &CosignArgs, config: &Config, tools: &Tools) ->
     let principal = operator(args.operator.as_deref(), config)?;
     let identity = sign::identity(args.identity.as_deref(), config)?;
     say(&described(&text));
-    if text.claim.operator == principal {
+    if text.operator() == principal {
         return Err(Failure::Usage(format!("this is {principal}'s own request; somebody else must co-sign it")));
     }
     if !args.yes && tools.interactive && !confirmed()? {
@@ -74,15 +74,23 @@ pub(super) async fn cosign(args: &CosignArgs, config: &Config, tools: &Tools) ->
     Ok(0)
 }
 
+/// What a host, or several together, ask of those who sign.
+pub(super) struct Asked {
+    /// How many people.
+    pub signers: u32,
+    /// Within how many seconds; 0: whenever they like.
+    pub seconds: u32,
+}
+
 /// The co-signatures that the host asks for: from files, and, at a terminal, as they are pasted.
 pub(super) fn gather(
     files: &[PathBuf],
     save: Option<&Path>,
-    challenge: &Challenge,
+    asked: &Asked,
     text: &str,
     interactive: bool,
 ) -> Result<Vec<Cosignature>, Failure> {
-    let needed = usize::try_from(challenge.required_signers).unwrap_or(usize::MAX).saturating_sub(1);
+    let needed = usize::try_from(asked.signers).unwrap_or(usize::MAX).saturating_sub(1);
     let mut found = Vec::new();
     for file in files {
         let content = std::fs::File::open(file).map_err(|e| Failure::Usage(format!("{}: {e}", file.display())))?;
@@ -92,11 +100,14 @@ pub(super) fn gather(
         return Ok(found);
     }
     let request = line(REQUEST, text.as_bytes());
-    let minutes = humantime::format_duration(Duration::from_secs(challenge.valid_seconds.into()));
+    let within = match asked.seconds {
+        0 => String::new(),
+        seconds => format!("within {}, ", humantime::format_duration(Duration::from_secs(seconds.into()))),
+    };
     say(&format!(
-        "This host opens for {} people together. Within {minutes}, have this co-signed by {} more:",
+        "{} people have to sign together: co-signatures {} of {needed}. To have the rest, {within}have this co-signed:",
         needed + 1,
-        needed - found.len()
+        found.len(),
     ));
     say(&format!("\n  breakglass cosign {request}\n"));
     if let Some(path) = save {
@@ -128,6 +139,7 @@ fn paste(found: &mut Vec<Cosignature>, needed: usize) -> Result<(), Failure> {
             Ok(more) => {
                 more.iter().for_each(|one| say(&format!("  co-signed by {}", plain(&one.principal))));
                 found.extend(more);
+                say(&format!("Co-signatures: {} of {needed}", found.len()));
             }
             Err(failure) => say(&failure.to_string()),
         }
@@ -139,7 +151,7 @@ fn line(head: &str, content: &[u8]) -> String {
     format!("{head}{}", URL_SAFE_NO_PAD.encode(content))
 }
 
-fn read_all(from: impl Read) -> Result<String, Failure> {
+pub(super) fn read_all(from: impl Read) -> Result<String, Failure> {
     let mut text = String::new();
     from.take(INPUT_MAX)
         .read_to_string(&mut text)
@@ -148,7 +160,7 @@ fn read_all(from: impl Read) -> Result<String, Failure> {
 }
 
 /// What follows `head` in every word that begins with it.
-fn contents(text: &str, head: &str) -> Vec<Vec<u8>> {
+pub(super) fn contents(text: &str, head: &str) -> Vec<Vec<u8>> {
     let words = text.split_ascii_whitespace().filter_map(|word| word.strip_prefix(head));
     words
         .filter(|word| !word.is_empty())
@@ -156,13 +168,13 @@ fn contents(text: &str, head: &str) -> Vec<Vec<u8>> {
         .collect()
 }
 
-fn request_in(text: &str) -> Result<GrantText, Failure> {
+fn request_in(text: &str) -> Result<Text, Failure> {
     let found = contents(text, REQUEST);
     let bytes = found
         .first()
-        .filter(|bytes| bytes.len() <= TEXT_MAX)
+        .filter(|bytes| bytes.len() <= MANY_TEXT_MAX)
         .ok_or_else(|| Failure::Usage(format!("no request was found; it is one line that begins with {REQUEST}")))?;
-    GrantText::parse(bytes).map_err(|e| Failure::Usage(format!("the request is damaged: {e}")))
+    Text::parse(bytes).map_err(|e| Failure::Usage(format!("the request is damaged: {e}")))
 }
 
 fn cosignatures_in(text: &str) -> Result<Vec<Cosignature>, Failure> {
@@ -174,17 +186,27 @@ fn cosignatures_in(text: &str) -> Result<Vec<Cosignature>, Failure> {
     }
 }
 
-fn described(text: &GrantText) -> String {
-    let ttl = humantime::format_duration(Duration::from_secs(text.ttl_seconds));
-    let mut lines = vec![
-        format!("{} wants to break the glass on {}", plain(&text.claim.operator), plain(&text.claim.host_name)),
-        format!("  because   {}", plain(&text.reason)),
-        format!("  for       {ttl}"),
-    ];
-    if !text.ticket.is_empty() {
-        lines.push(format!("  ticket    {}", plain(&text.ticket)));
+/// What is asked for, for the eyes of who is to consent.
+fn described(text: &Text) -> String {
+    let ttl = |seconds: u64| humantime::format_duration(Duration::from_secs(seconds)).to_string();
+    let hosts: Vec<String> = text.host_names().into_iter().map(plain).collect();
+    let mut lines = vec![format!("{} wants to break the glass on {}", plain(text.operator()), hosts.join(", "))];
+    let mut add = |name: &str, value: &str| lines.push(format!("  {name:<9} {}", plain(value)));
+    add("because", text.reason());
+    let (ticket, seconds, client_time) = match text {
+        Text::One(text) => (&text.ticket, text.ttl_seconds, &text.client_time),
+        Text::Many(text) => (&text.ticket, text.ttl_seconds, &text.client_time),
+        Text::Prepared(text) => (&text.ticket, text.ttl_seconds, &text.client_time),
+    };
+    add("for", &ttl(seconds));
+    if !ticket.is_empty() {
+        add("ticket", ticket);
     }
-    lines.push(format!("  asked at  {}", plain(&text.client_time)));
+    add("asked at", client_time);
+    if let Text::Prepared(text) = text {
+        add("once from", &text.not_before);
+        add("to", &text.not_after);
+    }
     lines.join("\n")
 }
 

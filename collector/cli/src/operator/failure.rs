@@ -26,6 +26,12 @@ pub enum Failure {
         /// What happened, and what to do.
         message: String,
     },
+    /// None of several hosts; each said why.
+    #[error("no host is open")]
+    NoneOpen {
+        /// What the first of them failed with.
+        code: u8,
+    },
     /// Anything else.
     #[error("{0}")]
     Other(String),
@@ -39,6 +45,7 @@ impl Failure {
             Self::Usage(_) => 2,
             Self::Refused { .. } => 3,
             Self::Connect { .. } => 5,
+            Self::NoneOpen { code } => *code,
         }
     }
 
@@ -48,6 +55,7 @@ impl Failure {
             Self::Refused { code, .. } => code,
             Self::Usage(_) => "usage",
             Self::Connect { .. } => "cannot-connect",
+            Self::NoneOpen { .. } => "none-open",
             Self::Other(_) => "failed",
         }
     }

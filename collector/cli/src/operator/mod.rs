@@ -1,12 +1,16 @@
 //! What operators do: break the glass, close, look how a host stands.
 
+mod again;
 mod client;
 mod code;
 mod cosign;
 mod failure;
 mod kex;
 mod login;
+mod many;
+mod prepare;
 mod sign;
+mod status;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -22,14 +26,14 @@ use breakglass_api::{
     CLOSE_NAMESPACE, GRANT_NAMESPACE,
     grant::{Claim, CloseText, GrantText},
     v1::{
-        Challenge, ChallengeRequest, CloseRequest, Closed, OpenRequest, Opened, Status, StatusRequest,
-        control_request::Body as Request, control_response::Body as Answer,
+        Challenge, ChallengeRequest, CloseRequest, Closed, OpenRequest, Opened, control_request::Body as Request,
+        control_response::Body as Answer,
     },
 };
 use clap::Args;
 use serde_json::json;
 
-pub use self::cosign::CosignArgs;
+pub use self::{again::LoginArgs, cosign::CosignArgs, many::SOME, prepare::PrepareArgs};
 use self::{
     client::Client,
     failure::{Failure, plain},
@@ -41,13 +45,17 @@ use crate::config::Config;
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "Examples:\n  breakglass open web1 --reason 'database down, SSO unreachable' --ttl 30m\n  \
                         breakglass open web1 --reason 'restart nginx' --close-on-exit -- sudo systemctl restart nginx\n  \
-                        breakglass open --local --reason 'on the console already'")]
+                        breakglass open web1 web2 db1 --reason 'the cluster is down' --login db1\n  \
+                        breakglass open --local --reason 'on the console already'\n  \
+                        breakglass open --local --grant web1.grant\n\n\
+                        Several hosts are opened under one signature; then you are logged in to the first. It exits with what ssh ended with, \
+                        or with 7 if some of several hosts are not open.")]
 pub struct OpenArgs {
-    /// Which host.
+    /// Which hosts.
     #[command(flatten)]
     pub target: TargetArgs,
     /// Why. It is signed, recorded, and read by the security team.
-    #[arg(long, short, required_unless_present = "request")]
+    #[arg(long, short, required_unless_present_any = ["request", "grant"])]
     pub reason: Option<String>,
     /// The incident's number.
     #[arg(long, default_value = "", hide_default_value = true)]
@@ -73,6 +81,12 @@ pub struct OpenArgs {
     /// Write the request that others are to co-sign to this file, too.
     #[arg(long, value_name = "FILE")]
     pub save_request: Option<PathBuf>,
+    /// A grant that was prepared for this host, as breakglass prepare wrote it.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["reason", "ticket", "ttl", "close_on_exit", "code", "request", "save_request", "cosignature"])]
+    pub grant: Option<PathBuf>,
+    /// Of several hosts, the one to log in to; the first where left out.
+    #[arg(long, value_name = "HOST")]
+    pub login: Option<String>,
     /// End the session when its last process ends.
     #[arg(long)]
     pub close_on_exit: bool,
@@ -92,9 +106,11 @@ pub struct OpenArgs {
 
 /// Arguments of `close`.
 #[derive(Clone, Debug, Args)]
-#[command(after_help = "Examples:\n  breakglass close web1\n  sudo breakglass close --local")]
+#[command(
+    after_help = "Examples:\n  breakglass close web1\n  breakglass close web1 web2 db1\n  sudo breakglass close --local"
+)]
 pub struct CloseArgs {
-    /// Which host.
+    /// Which hosts.
     #[command(flatten)]
     pub target: TargetArgs,
     /// Only this session; whichever is open where left out.
@@ -113,9 +129,11 @@ pub struct CloseArgs {
 
 /// Arguments of `status`.
 #[derive(Clone, Debug, Args)]
-#[command(after_help = "Examples:\n  breakglass status web1\n  breakglass status --local --json")]
+#[command(
+    after_help = "Examples:\n  breakglass status web1\n  breakglass status web1 web2 db1 --json\n  breakglass status --local"
+)]
 pub struct StatusArgs {
-    /// Which host.
+    /// Which hosts.
     #[command(flatten)]
     pub target: TargetArgs,
     /// Print the host's answer as one JSON object.
@@ -129,17 +147,34 @@ struct Tools {
     ssh_keygen: OsString,
     /// Whether somebody is there to be asked.
     interactive: bool,
+    /// Where it is kept how to log in again; absent: nowhere.
+    kept: Option<PathBuf>,
 }
 
 impl Default for Tools {
     fn default() -> Self {
-        Self { ssh: "ssh".into(), ssh_keygen: "ssh-keygen".into(), interactive: std::io::stdin().is_terminal() }
+        Self {
+            ssh: "ssh".into(),
+            ssh_keygen: "ssh-keygen".into(),
+            interactive: std::io::stdin().is_terminal(),
+            kept: again::folder(),
+        }
     }
 }
 
 /// Breaks the glass and logs in; exits with what ssh ended with.
 pub async fn run_open(args: &OpenArgs, config: &Config) -> anyhow::Result<u8> {
     Ok(finish(open(args, config, &Tools::default()).await, args.json))
+}
+
+/// Logs in to a host that was opened from here.
+pub async fn run_login(args: &LoginArgs, config: &Config) -> anyhow::Result<u8> {
+    Ok(finish(again::login(args, config, &Tools::default()).await, false))
+}
+
+/// Signs a grant ahead.
+pub async fn run_prepare(args: &PrepareArgs, config: &Config) -> anyhow::Result<u8> {
+    Ok(finish(prepare::prepare(args, config, &Tools::default()).await, false))
 }
 
 /// Consents to somebody else's request.
@@ -154,7 +189,7 @@ pub async fn run_close(args: &CloseArgs, config: &Config) -> anyhow::Result<u8> 
 
 /// Shows how a host stands.
 pub async fn run_status(args: &StatusArgs, config: &Config) -> anyhow::Result<u8> {
-    Ok(finish(status(args, config).await, args.json))
+    Ok(finish(status::status(args, config).await, args.json))
 }
 
 fn finish(result: Result<u8, Failure>, json: bool) -> u8 {
@@ -187,31 +222,93 @@ struct Proved {
 }
 
 async fn open(args: &OpenArgs, config: &Config, tools: &Tools) -> Result<u8, Failure> {
-    let target = args.target.resolve(config)?;
-    // Asked while the proof is made; it is another program's start.
-    let kex = (config.operator.fast_key_exchange && !args.no_ssh).then(|| tokio::spawn(kex::option(tools.ssh.clone())));
-    let proved = match args.code {
-        true => prove_by_code(args, config, &target).await?,
-        false => prove(args, config, tools, &target).await?,
+    let targets = args.target.resolve_all(config)?;
+    let target = match targets.as_slice() {
+        [only] => only,
+        several if args.code || args.grant.is_some() => {
+            return Err(Failure::Usage(format!(
+                "a code or a prepared grant is for one host, and {} are named",
+                several.len()
+            )));
+        }
+        several => return many::open(args, config, tools, several).await,
+    };
+    let kex = ask_kex(args, config, tools);
+    let proved = if args.code {
+        prove_by_code(args, config, target).await?
+    } else if let Some(path) = &args.grant {
+        prove_by_grant(args, config, target, path).await?
+    } else {
+        prove(args, config, tools, target).await?
     };
     let opened = &proved.opened;
-    announce(opened, &target, args.verbose.then_some(proved.took));
+    announce(opened, target, args.verbose.then_some(proved.took));
     if args.json {
         println!("{}", opened_json(opened, &proved.challenge, proved.took));
     }
-    let Some(identity) = proved.identity.filter(|_| !args.no_ssh) else { return Ok(0) };
+    let Some(identity) = proved.identity else { return Ok(0) };
+    again::keep(tools, target, opened, &identity);
+    if args.no_ssh {
+        return Ok(0);
+    }
+    let code = finish_login(args, tools, target, opened, &identity, kex).await?;
+    if !args.close_on_exit {
+        say(&format!(
+            "The session stays open until its deadline; to log in again: breakglass login {0}; to end it now: breakglass close {0}",
+            addressed(target)
+        ));
+    }
+    Ok(code)
+}
+
+/// What `ssh` is to prefer, asked while the proof is made: it is another program's start.
+type Kex = Option<tokio::task::JoinHandle<Option<String>>>;
+
+fn ask_kex(args: &OpenArgs, config: &Config, tools: &Tools) -> Kex {
+    (config.operator.fast_key_exchange && !args.no_ssh).then(|| tokio::spawn(kex::option(tools.ssh.clone())))
+}
+
+/// Logs in to a host that has just been opened; returns ssh's exit code.
+async fn finish_login(
+    args: &OpenArgs,
+    tools: &Tools,
+    target: &Target,
+    opened: &Opened,
+    identity: &Path,
+    kex: Kex,
+) -> Result<u8, Failure> {
     let kex = match kex {
         Some(asking) => asking.await.ok().flatten(),
         None => None,
     };
-    let code = login::login(&tools.ssh, &target, opened, &identity, kex, &args.command).await?;
-    if !args.close_on_exit {
-        say(&format!(
-            "The session stays open until its deadline; to end it now: breakglass close {}",
-            addressed(&args.target)
-        ));
+    login::login(&tools.ssh, target, opened, &sign::login_key(identity), kex, &args.command).await
+}
+
+/// Does the same to each of several hosts, and exits with [`SOME`] if it failed on some; what failed is said.
+async fn each(
+    targets: &[Target],
+    as_json: bool,
+    act: impl AsyncFn(&Target) -> Result<(), Failure>,
+) -> Result<u8, Failure> {
+    if let [only] = targets {
+        return act(only).await.map(|()| 0);
     }
-    Ok(code)
+    let mut failed = Vec::new();
+    for target in targets {
+        if let Err(failure) = act(target).await {
+            say(&format!("{}: {failure}", plain(&target.name)));
+            if as_json {
+                let error = json!({ "code": failure.code(), "message": failure.to_string() });
+                println!("{}", json!({ "host": target.name, "error": error }));
+            }
+            failed.push(failure);
+        }
+    }
+    match failed.first() {
+        None => Ok(0),
+        Some(first) if failed.len() == targets.len() => Ok(first.exit_code()),
+        Some(_) => Ok(SOME),
+    }
 }
 
 async fn prove(args: &OpenArgs, config: &Config, tools: &Tools, target: &Target) -> Result<Proved, Failure> {
@@ -224,7 +321,8 @@ async fn prove(args: &OpenArgs, config: &Config, tools: &Tools, target: &Target)
         None => grant_text(args, operator, &challenge)?,
     };
     let save = args.save_request.as_deref();
-    let cosignatures = cosign::gather(&args.cosignature, save, &challenge, &text, tools.interactive)?;
+    let asked = cosign::Asked { signers: challenge.required_signers, seconds: challenge.valid_seconds };
+    let cosignatures = cosign::gather(&args.cosignature, save, &asked, &text, tools.interactive)?;
     say_touch(&identity);
     let signature = sign::sign(&tools.ssh_keygen, &identity, GRANT_NAMESPACE, &text).await?;
     let signed = Instant::now();
@@ -245,9 +343,31 @@ async fn prove_by_code(args: &OpenArgs, config: &Config, target: &Target) -> Res
     Ok(Proved { opened, challenge, took: asked.elapsed(), identity })
 }
 
+/// What somebody carried here.
+async fn prove_by_grant(args: &OpenArgs, config: &Config, target: &Target, path: &Path) -> Result<Proved, Failure> {
+    let (request, text) = prepare::carried(path)?;
+    say(&format!("A grant for {}, signed ahead by {}", plain(&text.host_name), plain(&text.operator)));
+    let identity = match sign::identity(args.identity.as_deref(), config) {
+        Err(_) if args.no_ssh && args.identity.is_none() => None,
+        found => Some(found?),
+    };
+    let mut client = Client::connect(target).await?;
+    let challenge = challenge(&mut client).await?;
+    let asked = Instant::now();
+    let Answer::Opened(opened) = client.ask(Request::Open(request)).await? else { return Err(client.unexpected()) };
+    Ok(Proved { opened, challenge, took: asked.elapsed(), identity })
+}
+
 async fn close(args: &CloseArgs, config: &Config, tools: &Tools) -> Result<u8, Failure> {
-    let target = args.target.resolve(config)?;
-    let mut client = Client::connect(&target).await?;
+    let targets = args.target.resolve_all(config)?;
+    if targets.len() > 1 && !args.session.is_empty() {
+        return Err(Failure::Usage("a session is on one host, and several are named".into()));
+    }
+    each(&targets, args.json, async |target| close_one(args, config, tools, target).await).await
+}
+
+async fn close_one(args: &CloseArgs, config: &Config, tools: &Tools, target: &Target) -> Result<(), Failure> {
+    let mut client = Client::connect(target).await?;
     let local = matches!(target.door, Door::Socket(_));
     let request = if local && args.session.is_empty() && nix::unistd::geteuid().is_root() {
         CloseRequest::default()
@@ -255,11 +375,15 @@ async fn close(args: &CloseArgs, config: &Config, tools: &Tools) -> Result<u8, F
         signed_close(args, config, tools, &mut client).await?
     };
     let Answer::Closed(closed) = client.ask(Request::Close(request)).await? else { return Err(client.unexpected()) };
-    say_closed(&closed, &target);
+    say_closed(&closed, target);
     if args.json {
-        println!("{}", json!({ "session": closed.session, "killed": closed.killed, "survivors": closed.survivors }));
+        let (killed, survivors) = (closed.killed, closed.survivors);
+        println!(
+            "{}",
+            json!({ "host": target.name, "session": closed.session, "killed": killed, "survivors": survivors })
+        );
     }
-    Ok(0)
+    Ok(())
 }
 
 async fn signed_close(
@@ -282,21 +406,8 @@ async fn signed_close(
     Ok(CloseRequest { close_text: text.into_bytes(), signature })
 }
 
-async fn status(args: &StatusArgs, config: &Config) -> Result<u8, Failure> {
-    let target = args.target.resolve(config)?;
-    let mut client = Client::connect(&target).await?;
-    let answer = client.ask(Request::Status(StatusRequest {})).await?;
-    let Answer::Status(status) = answer else { return Err(client.unexpected()) };
-    if args.json {
-        println!("{}", status_json(&status));
-    } else {
-        print!("{}", status_text(&status));
-    }
-    Ok(0)
-}
-
 async fn challenge(client: &mut Client<'_>) -> Result<Challenge, Failure> {
-    match client.ask(Request::Challenge(ChallengeRequest {})).await? {
+    match client.ask(Request::Challenge(ChallengeRequest::default())).await? {
         Answer::Challenge(challenge) => Ok(challenge),
         _ => Err(client.unexpected()),
     }
@@ -376,11 +487,11 @@ fn say_closed(closed: &Closed, target: &Target) {
 }
 
 /// How to name the same host again.
-fn addressed(target: &TargetArgs) -> String {
-    match (&target.host, &target.socket) {
-        (Some(host), _) => host.clone(),
-        (None, Some(socket)) => format!("--socket {}", socket.display()),
-        (None, None) => "--local".to_owned(),
+fn addressed(target: &Target) -> String {
+    match (&target.door, target.named) {
+        (_, true) => target.name.clone(),
+        (Door::Socket(path), false) => format!("--socket {}", path.display()),
+        (Door::Tls { address, .. }, false) => format!("--address {address}"),
     }
 }
 
@@ -400,61 +511,4 @@ fn opened_json(opened: &Opened, challenge: &Challenge, took: Duration) -> serde_
         "warnings": opened.warnings,
         "extended": opened.extended,
     })
-}
-
-fn status_json(status: &Status) -> serde_json::Value {
-    json!({
-        "host_id": status.host_id,
-        "hostname": status.hostname,
-        "state": status.state,
-        "agent_version": status.agent_version,
-        "tier": status.tier,
-        "tier_reason": status.tier_reason,
-        "account": status.account,
-        "session": status.session,
-        "operator": status.operator,
-        "reason": status.reason,
-        "remaining_seconds": status.remaining_seconds,
-        "live_processes": status.live_processes,
-        "spool_frames": status.spool_frames,
-        "spool_bytes": status.spool_bytes,
-        "last_seq": status.last_seq,
-        "acked_seq": status.acked_seq,
-        "collector_connected": status.collector_connected,
-        "collector_error": status.collector_error,
-        "records": status.records,
-        "missing": status.missing,
-    })
-}
-
-/// For people. What a host leaves out (to callers from elsewhere it says little) is not shown.
-fn status_text(status: &Status) -> String {
-    let mut lines =
-        vec![("host", format!("{} ({})", status.hostname, status.host_id)), ("state", status.state.clone())];
-    let mut add = |key, value: String| lines.push((key, value));
-    if !status.session.is_empty() {
-        add("session", status.session.clone());
-        add("operator", status.operator.clone());
-        add("reason", status.reason.clone());
-        add("remaining", humantime::format_duration(Duration::from_secs(status.remaining_seconds)).to_string());
-        add("processes", status.live_processes.to_string());
-    }
-    let why = if status.tier_reason.is_empty() { String::new() } else { format!(": {}", status.tier_reason) };
-    add("recording", format!("{}{why}", status.tier));
-    if !status.account.is_empty() {
-        add("account", status.account.clone());
-    }
-    // Told only on the host itself; there is one count for each ring.
-    if !status.records.is_empty() {
-        add("records", format!("{}, missing {}", sum(&status.records), sum(&status.missing)));
-        add("spool", format!("{} frames, {} bytes", status.spool_frames, status.spool_bytes));
-        add("shipped", format!("{} of {}", status.acked_seq, status.last_seq));
-        add("collector", if status.collector_connected { "connected".into() } else { status.collector_error.clone() });
-    }
-    add("agent", status.agent_version.clone());
-    lines.iter().map(|(key, value)| format!("{key:<10} {}\n", plain(value))).collect()
-}
-
-fn sum(counts: &[u64]) -> u64 {
-    counts.iter().fold(0, |sum, count| sum.saturating_add(*count))
 }

@@ -30,6 +30,14 @@ pub fn identity(named: Option<&Path>, config: &Config) -> Result<PathBuf, Failur
     })
 }
 
+/// The key that logs in where this one signed: inside a certificate it is the plain one, whose private half lies beside it.
+pub fn login_key(identity: &Path) -> PathBuf {
+    let name = identity.file_name().and_then(|name| name.to_str());
+    let plain = name.and_then(|name| name.strip_suffix("-cert.pub")).map(|name| identity.with_file_name(name));
+    let found = plain.into_iter().flat_map(|plain| [plain.clone(), plain.with_extension("pub")]).find(|p| p.exists());
+    found.unwrap_or_else(|| identity.to_owned())
+}
+
 /// Whether signing needs a touch of a FIDO key, as far as the files tell.
 pub fn needs_touch(identity: &Path) -> bool {
     let mut public = identity.as_os_str().to_owned();
@@ -58,4 +66,21 @@ pub async fn sign(ssh_keygen: &OsStr, identity: &Path, namespace: &str, text: &s
         return Err(failed(format!("ssh-keygen ended with {}; what it said is above", output.status)));
     }
     Ok(output.stdout)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_logs_in_with_its_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        assert_eq!(login_key(&path("id-cert.pub")), path("id-cert.pub"), "there is nothing else");
+        std::fs::write(path("id.pub"), "").unwrap();
+        assert_eq!(login_key(&path("id-cert.pub")), path("id.pub"), "its private half is in ssh-agent");
+        std::fs::write(path("id"), "").unwrap();
+        assert_eq!(login_key(&path("id-cert.pub")), path("id"));
+        assert_eq!(login_key(&path("id")), path("id"));
+    }
 }

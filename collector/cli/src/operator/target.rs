@@ -10,12 +10,12 @@ use crate::config::{self, Config};
 /// Where the agent of this machine listens unless configured otherwise.
 const LOCAL_SOCKET: &str = "/run/breakglass/control.sock";
 
-/// Which host, and how to reach it where the configuration does not say.
+/// Which hosts, and how to reach one where the configuration does not say.
 #[derive(Clone, Debug, Default, Args)]
 pub struct TargetArgs {
-    /// The host's name, as in its certificate and in the configuration.
+    /// Names of hosts, as in their certificates and in the configuration.
     #[arg(value_name = "HOST", required_unless_present_any = ["local", "socket"])]
-    pub host: Option<String>,
+    pub hosts: Vec<String>,
     /// This machine, over the agent's socket at its usual place.
     #[arg(long, conflicts_with_all = ["socket", "address"])]
     pub local: bool,
@@ -49,6 +49,8 @@ pub enum Door {
 pub struct Target {
     /// Its name, for messages and for the certificate.
     pub name: String,
+    /// Whether somebody gave it that name.
+    pub named: bool,
     /// Where its agent is.
     pub door: Door,
     /// Where its sshd is.
@@ -58,10 +60,30 @@ pub struct Target {
 }
 
 impl TargetArgs {
-    /// Puts arguments and configuration together.
-    pub fn resolve(&self, config: &Config) -> Result<Target, Failure> {
-        let configured = self.host.as_ref().and_then(|name| config.hosts.get(name));
-        let name = self.host.clone().unwrap_or_else(|| "this host".to_owned());
+    /// Puts arguments and configuration together; at least one host.
+    pub fn resolve_all(&self, config: &Config) -> Result<Vec<Target>, Failure> {
+        if self.hosts.is_empty() {
+            return Ok(vec![self.resolve(None, config)?]);
+        }
+        if self.hosts.len() > 1 && (self.local || self.socket.is_some() || self.address.is_some()) {
+            return Err(Failure::Usage(
+                "--local, --socket and --address are for one host; several are reached as the configuration says"
+                    .into(),
+            ));
+        }
+        let mut targets: Vec<Target> = Vec::new();
+        for name in &self.hosts {
+            // Named twice is meant once.
+            if targets.iter().all(|other| other.name != *name) {
+                targets.push(self.resolve(Some(name), config)?);
+            }
+        }
+        Ok(targets)
+    }
+
+    fn resolve(&self, named: Option<&str>, config: &Config) -> Result<Target, Failure> {
+        let configured = named.and_then(|name| config.hosts.get(name));
+        let name = named.unwrap_or("this host").to_owned();
         let door = self.door(&name, configured, config)?;
         let (ssh_host, ssh_port) = match (configured.and_then(|host| host.ssh.as_deref()), &door) {
             (Some(ssh), _) => split_port(ssh)?,
@@ -71,7 +93,7 @@ impl TargetArgs {
         if ssh_host.is_empty() || ssh_host.starts_with('-') {
             return Err(Failure::Usage(format!("{ssh_host:?} cannot be the host to log in to")));
         }
-        Ok(Target { name, door, ssh_host, ssh_port })
+        Ok(Target { name, named: named.is_some(), door, ssh_host, ssh_port })
     }
 
     fn door(&self, name: &str, configured: Option<&config::Host>, config: &Config) -> Result<Door, Failure> {
@@ -125,34 +147,47 @@ mod tests {
     }
 
     fn named(host: &str) -> TargetArgs {
-        TargetArgs { host: Some(host.into()), ..TargetArgs::default() }
+        TargetArgs { hosts: vec![host.into()], ..TargetArgs::default() }
+    }
+
+    fn one(args: &TargetArgs, config: &Config) -> Result<Target, Failure> {
+        args.resolve_all(config).map(|mut targets| targets.remove(0))
     }
 
     #[test]
     fn from_configuration_and_arguments() {
-        let web1 = named("web1").resolve(&config()).unwrap();
+        let web1 = one(&named("web1"), &config()).unwrap();
         assert_eq!(web1.door, Door::Tls { address: "10.0.0.5:7443".into(), ca: "/ca".into() });
         assert_eq!((web1.ssh_host.as_str(), web1.ssh_port), ("10.0.0.6", Some(2222)));
-        let db = named("db").resolve(&config()).unwrap();
+        let db = one(&named("db"), &config()).unwrap();
         assert_eq!((db.ssh_host.as_str(), db.ssh_port), ("2001:db8::5", None));
-        let me = named("me").resolve(&config()).unwrap();
+        let me = one(&named("me"), &config()).unwrap();
         assert_eq!((me.door, me.ssh_host.as_str()), (Door::Socket("/s".into()), "127.0.0.1"));
-        let local = TargetArgs { local: true, ..TargetArgs::default() }.resolve(&config()).unwrap();
+        let local = one(&TargetArgs { local: true, ..TargetArgs::default() }, &config()).unwrap();
         assert_eq!(local.door, Door::Socket(LOCAL_SOCKET.into()));
         let elsewhere = TargetArgs { address: Some("h:1".into()), ca: Some("/other".into()), ..named("me") };
-        assert_eq!(
-            elsewhere.resolve(&config()).unwrap().door,
-            Door::Tls { address: "h:1".into(), ca: "/other".into() }
-        );
+        assert_eq!(one(&elsewhere, &config()).unwrap().door, Door::Tls { address: "h:1".into(), ca: "/other".into() });
+    }
+
+    #[test]
+    fn several_hosts_are_those_of_the_configuration() {
+        let several = |address: Option<&str>| TargetArgs {
+            hosts: ["web1", "db", "web1"].map(ToOwned::to_owned).to_vec(),
+            address: address.map(ToOwned::to_owned),
+            ..TargetArgs::default()
+        };
+        let names: Vec<_> = several(None).resolve_all(&config()).unwrap().into_iter().map(|t| t.name).collect();
+        assert_eq!(names, ["web1", "db"]);
+        assert!(several(Some("h:1")).resolve_all(&config()).unwrap_err().to_string().contains("for one host"));
     }
 
     #[test]
     fn what_is_missing_is_named() {
-        let unknown = named("nowhere").resolve(&config()).unwrap_err();
+        let unknown = one(&named("nowhere"), &config()).unwrap_err();
         assert!(unknown.to_string().contains("[hosts.nowhere]") && unknown.exit_code() == 2);
-        let no_ca = TargetArgs { address: Some("h:1".into()), ..named("x") }.resolve(&Config::default()).unwrap_err();
+        let no_ca = one(&TargetArgs { address: Some("h:1".into()), ..named("x") }, &Config::default()).unwrap_err();
         assert!(no_ca.to_string().contains("operator.ca"));
         let option = TargetArgs { address: Some("-oProxyCommand=x:1".into()), ..named("x") };
-        assert!(option.resolve(&config()).is_err());
+        assert!(one(&option, &config()).is_err());
     }
 }

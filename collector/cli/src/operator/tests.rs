@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use breakglass_api::v1::{ControlRequest, ControlResponse, Refused};
+use breakglass_api::v1::{ControlRequest, ControlResponse, Refused, Status};
 use clap::Parser;
 use prost::Message;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
@@ -17,7 +17,10 @@ use tokio::{
     net::{TcpListener, UnixListener},
 };
 
-use super::*;
+use super::{status::status_text, *};
+
+mod carried;
+mod several;
 
 const HOST_KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8g";
 
@@ -36,6 +39,7 @@ enum Line {
     Open(OpenArgs),
     Close(CloseArgs),
     Status(StatusArgs),
+    Prepare(PrepareArgs),
 }
 
 impl Host {
@@ -53,7 +57,7 @@ impl Host {
              [hosts.gone]\nsocket = \"gone.sock\"\n",
         );
         let config = Config::parse(&path("config.toml"), &text, None).unwrap();
-        fs::write(path("ssh"), format!("#!/bin/sh\nprintf '%s\\n' \"$@\" > {}\nfor a; do case $a in UserKnownHostsFile=*) cat \"${{a#*=}}\" > {};; esac; done\nexit 7\n", path("args").display(), path("known").display())).unwrap();
+        fs::write(path("ssh"), format!("#!/bin/sh\n[ \"$1\" = -Q ] && exit 1\nprintf '%s\\n' \"$@\" > {}\nfor a; do case $a in UserKnownHostsFile=*) cat \"${{a#*=}}\" > {};; esac; done\nexit 7\n", path("args").display(), path("known").display())).unwrap();
         fs::set_permissions(path("ssh"), fs::Permissions::from_mode(0o755)).unwrap();
         let requests = Arc::new(Mutex::new(Vec::new()));
         let answers: Arc<Mutex<Answers>> = Arc::new(Mutex::new(Box::new(answers)));
@@ -80,12 +84,14 @@ impl Host {
     }
 
     async fn run(&self, line: &str) -> Result<u8, Failure> {
-        let tools = Tools { ssh: self.dir.path().join("ssh").into(), interactive: false, ..Tools::default() };
+        let tools =
+            Tools { ssh: self.dir.path().join("ssh").into(), interactive: false, kept: None, ..Tools::default() };
         match Line::try_parse_from(std::iter::once("x").chain(line.split(' '))).unwrap() {
             Line::Open(args) => open(&args, &self.config, &tools).await,
             Line::Cosign(args) => cosign::cosign(&args, &self.config, &tools).await,
             Line::Close(args) => close(&args, &self.config, &tools).await,
-            Line::Status(args) => status(&args, &self.config).await,
+            Line::Status(args) => status::status(&args, &self.config).await,
+            Line::Prepare(args) => prepare::prepare(&args, &self.config, &tools).await,
         }
     }
 
