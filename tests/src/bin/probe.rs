@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    ffi::{CString, OsStr},
+    ffi::{CString, OsStr, OsString},
     io::{self, Write},
     os::unix::ffi::OsStrExt,
     process::{Command, Stdio},
@@ -31,6 +31,12 @@ enum Load {
         #[arg(long, default_value_t = 0)]
         rate: u64,
     },
+    /// Run a command; print the same.
+    Command {
+        /// It and its arguments.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
     /// Become /bin/true with an argument vector of so many bytes behind its name.
     Large {
         /// Bytes, each argument counted with its end.
@@ -49,12 +55,28 @@ enum Load {
 
 fn main() -> Result<()> {
     match Load::parse() {
-        Load::Execs { count, program, rate } => execs(count, &program, rate),
+        Load::Execs { count, program, rate } => measured(|| execs(count, &program, rate)),
+        Load::Command { command } => measured(|| spawn(&command)),
         Load::Large { bytes } => become_true(&[vec![b"/bin/true".to_vec()], argvs::large(bytes)].concat()),
         Load::Odd => become_true(&argvs::odd()),
         Load::Nameless => become_true(&[]),
         Load::Flood { bytes } => flood(bytes),
     }
+}
+
+/// Prints the nanoseconds that it took, and those of processor time.
+fn measured(load: impl FnOnce() -> Result<()>) -> Result<()> {
+    let start = Instant::now();
+    load()?;
+    println!("{} {}", start.elapsed().as_nanos(), processor_time()?.as_nanos());
+    Ok(())
+}
+
+fn spawn(command: &[OsString]) -> Result<()> {
+    let (program, arguments) = command.split_first().context("no command")?;
+    let status = Command::new(program).args(arguments).status().context("cannot run it")?;
+    ensure!(status.success(), "it ended with {status}");
+    Ok(())
 }
 
 fn execs(count: u64, program: &str, rate: u64) -> Result<()> {
@@ -68,7 +90,6 @@ fn execs(count: u64, program: &str, rate: u64) -> Result<()> {
         let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status().context("cannot run it")?;
         ensure!(status.success(), "run {number} ended with {status}");
     }
-    println!("{} {}", start.elapsed().as_nanos(), processor_time()?.as_nanos());
     Ok(())
 }
 
