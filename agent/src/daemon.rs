@@ -38,6 +38,7 @@ use crate::{
     },
     ship::{self, Shipper},
     spool::{Limits, Spool, SpoolReader},
+    sys,
 };
 
 /// Threads of the runtime. The work is waiting; proofs are verified on the blocking pool.
@@ -57,6 +58,7 @@ const INSTANCE_LOCK: &str = "agent.lock";
 
 /// Runs until SIGTERM or SIGINT.
 pub fn run(path: &Path) -> anyhow::Result<ExitCode> {
+    sys::share_heaps();
     log_to_stderr();
     let config = Config::load(path)?;
     if !nix::unistd::geteuid().is_root() {
@@ -91,6 +93,8 @@ async fn serve(path: &Path, config: Config, account: Account) -> anyhow::Result<
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let parts = start(path, config, account).await?;
+    // Reading the kernel's types takes more memory than anything that follows.
+    sys::trim_heap();
     tracing::info!(control = ?parts.control.address(), "ready");
     // Fails where systemd did not start us; nobody waits for it then.
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
@@ -132,7 +136,7 @@ async fn start(path: &Path, config: Config, account: Account) -> anyhow::Result<
         tokio::spawn(async move { manager.on_machine(Host::look_at_rest).await });
     }
 
-    let shipper = start_shipper(&config, &recorder, reader.another(), &host_id, &host_name, &info);
+    let shipper = start_shipper(&config, &recorder, reader.another(), &host_id, &host_name, &info)?;
     let facts = Facts {
         host_id: host_id.clone(),
         host_name: host_name.clone(),
@@ -242,10 +246,10 @@ fn start_shipper(
     host_id: &str,
     host_name: &str,
     info: &Result<KernelInfo, String>,
-) -> Option<Shipper> {
+) -> anyhow::Result<Option<Shipper>> {
     let Some(collector) = &config.collector else {
         tracing::warn!("no collector is configured: records stay in the spool on this host");
-        return None;
+        return Ok(None);
     };
     let options = ship::Options {
         urls: collector.urls.clone(),
@@ -257,7 +261,8 @@ fn start_shipper(
         tier: tier(info).to_string(),
         pace: ship::Pace::default(),
     };
-    Some(Shipper::start(options, recorder.durable(), reader))
+    let shipper = Shipper::start(options, recorder.durable(), reader).context("shipping cannot be started")?;
+    Ok(Some(shipper))
 }
 
 async fn announce(recorder: &Recorder, info: &Result<KernelInfo, String>, host_name: &str, boot_id: [u8; 16]) {

@@ -110,3 +110,25 @@ impl RingMemory {
         unsafe { self.consumer.start.cast::<AtomicU64>().as_ref() }
     }
 }
+
+/// Heaps of the C library's allocator. It would make eight for each processor, and what one thread frees stays in its heap.
+#[cfg(target_env = "gnu")]
+const HEAPS: i32 = 2;
+
+/// Lets all threads share a few heaps. To be called before there are any (mallopt(3), `M_ARENA_MAX`).
+pub fn share_heaps() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no pointers are involved; a value that the allocator does not like is ignored.
+    unsafe {
+        nix::libc::mallopt(nix::libc::M_ARENA_MAX, HEAPS);
+    }
+}
+
+/// Gives memory that was freed back to the system (malloc_trim(3)): after work that needed much of it and comes up rarely.
+pub fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it may be called at any time from any thread, and moves nothing that is in use.
+    unsafe {
+        nix::libc::malloc_trim(0);
+    }
+}

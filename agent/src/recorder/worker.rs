@@ -24,9 +24,9 @@ use crate::spool::{Position, Pressure, Spool, SpoolError, resume};
 
 /// Longest sleep without anything to do; only a safety net, as everything that matters wakes the thread.
 const IDLE_WAIT: Duration = Duration::from_secs(1);
-/// Shortest time between two commits while only the kernel produces: a steady stream of events shares syncs, and an event
-/// is still durable well within its budget of 15 ms. The agent's own events do not wait for it.
-const GATHER: Duration = Duration::from_millis(4);
+/// Shortest time between two commits while only the kernel produces: a steady stream of events shares frames and syncs, which is
+/// most of what the agent costs, and an event is still durable within its budget of 15 ms. The agent's own events do not wait.
+const GATHER: Duration = Duration::from_millis(8);
 /// What is asked of the source at once, bytes.
 const READ_BYTES: usize = 512 * 1024;
 /// What a round takes before it is written, bytes.

@@ -17,6 +17,7 @@ use crate::{
     account::{Account, Way, keys::KeyGrant},
     config::Tier,
     kernel::{Kernel, KernelError, ProcessId},
+    sys,
 };
 
 /// This host.
@@ -50,6 +51,7 @@ impl Host {
         if let Err(error) = self.looks.at_rest() {
             tracing::warn!(%error, "the look at the host at rest cannot be kept");
         }
+        sys::trim_heap();
     }
 
     /// Removes the programs from the kernel, for a stop after which nothing is to be recorded.
@@ -155,6 +157,11 @@ impl Machine for Host {
         live
     }
 
+    fn is_live(&self, slot: u32) -> bool {
+        // Every process of the host has to be looked at only where the kernel knows of none.
+        !self.tagged(slot).is_empty() || !processes::of_uid(self.account.uid()).is_empty()
+    }
+
     fn look_before(&self, session: Uuid) {
         if let Err(error) = self.looks.before(session) {
             tracing::error!(%error, "the host cannot be compared after this session: there is no look from before");
@@ -165,6 +172,7 @@ impl Machine for Host {
         let mut left = self.looks.after(session);
         // The look from before is taken while the agent opens this very entry, and it is locked again by now: no news to anybody.
         left.changes.retain(|change| !(change.category() == Category::Password && change.item == self.account.name()));
+        sys::trim_heap();
         left
     }
 

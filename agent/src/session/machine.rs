@@ -73,6 +73,10 @@ pub trait Machine: Send + Sync + 'static {
     fn end_recording(&self, slot: u32) -> Result<(), MachineError>;
     /// Tasks of `slot` that are alive.
     fn live(&self, slot: u32) -> Vec<ProcessId>;
+    /// Whether there are any. Asked several times a second, so it looks at no more than it must.
+    fn is_live(&self, slot: u32) -> bool {
+        !self.live(slot).is_empty()
+    }
     /// Looks at what could open a door later, before the session can change it. Takes tens of milliseconds.
     fn look_before(&self, session: Uuid);
     /// Looks again after the last process, and compares. Takes seconds.

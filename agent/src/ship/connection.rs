@@ -1,6 +1,6 @@
 //! One connection: Hello, what the collector has, then frames out and acknowledgements in.
 
-use std::{collections::VecDeque, pin::Pin, sync::Arc};
+use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
 
 use breakglass_api::{
     frame::Hash,
@@ -25,6 +25,9 @@ use crate::{
 
 /// Longest silence before the protocol's own ping, in keepalive intervals of the transport.
 const PING_AFTER: u32 = 2;
+
+/// How often what was acknowledged is noted in the spool, which deletes segments, while there is ever more of it.
+const NOTE_EVERY: Duration = Duration::from_millis(200);
 
 pub struct Connection<'a> {
     pub url: &'a str,
@@ -171,6 +174,7 @@ struct Pump<'a> {
     busy: Option<Busy>,
     /// Acknowledged and not noted in the spool.
     to_note: Option<(u64, Hash)>,
+    last_note: Instant,
     last_heard: Instant,
     last_ping: Instant,
     pings: u64,
@@ -209,6 +213,7 @@ impl<'a> Pump<'a> {
             reader: Some(reader),
             busy: None,
             to_note: None,
+            last_note: now,
             last_heard: now,
             last_ping: now,
             pings: 0,
@@ -248,8 +253,14 @@ impl<'a> Pump<'a> {
     /// Gives the reader something to do, if it is here and there is something. Frames go before housekeeping.
     fn begin_work(&mut self) {
         let generation = self.stream.generation;
-        let wants_frames = self.backlog.is_empty() && self.window.room() > 0 && self.next <= self.readable();
-        if !wants_frames && self.to_note.is_none() {
+        let mut wants_frames = self.backlog.is_empty() && self.window.room() > 0 && self.next <= self.readable();
+        if wants_frames && let Some(reader) = &self.reader {
+            // Most often they were written a moment ago.
+            let recent = reader.recent(generation, self.next, self.window.room());
+            wants_frames = recent.is_empty();
+            self.adopt(recent);
+        }
+        if !wants_frames && !self.must_note() {
             return;
         }
         let Some(mut reader) = self.reader.take() else { return };
@@ -260,11 +271,17 @@ impl<'a> Pump<'a> {
                 (reader, frames)
             })));
         } else if let Some((seq, hash)) = self.to_note.take() {
+            self.last_note = Instant::now();
             self.busy = Some(Busy::Noting(tokio::task::spawn_blocking(move || {
                 let noted = reader.acknowledge(generation, seq, hash);
                 (reader, noted)
             })));
         }
+    }
+
+    /// Whether what was acknowledged is to be noted now. The end of a finished stream waits for nothing.
+    fn must_note(&self) -> bool {
+        self.to_note.is_some() && (!self.stream.current || self.last_note.elapsed() >= NOTE_EVERY)
     }
 
     async fn wait(&mut self, stopped: &mut watch::Receiver<bool>) -> Event {
@@ -349,14 +366,23 @@ impl<'a> Pump<'a> {
 
     fn next_tick(&self) -> Instant {
         let pace = &self.options.pace;
-        let ping = self.last_heard.max(self.last_ping) + pace.keepalive * PING_AFTER;
-        ping.min(self.last_heard + pace.silence)
+        let tick = self.next_ping().min(self.last_heard + pace.silence);
+        // Where the reader is away, its return wakes the pump.
+        let notes = self.to_note.is_some() && self.reader.is_some();
+        if notes { tick.min(self.last_note + NOTE_EVERY) } else { tick }
+    }
+
+    fn next_ping(&self) -> Instant {
+        self.last_heard.max(self.last_ping) + self.options.pace.keepalive * PING_AFTER
     }
 
     fn tick(&mut self) -> Result<(), ShipError> {
         let silence = self.options.pace.silence;
         if self.last_heard.elapsed() >= silence {
             return Err(ShipError::Silent(silence.as_secs()));
+        }
+        if Instant::now() < self.next_ping() {
+            return Ok(());
         }
         self.last_ping = Instant::now();
         self.pings += 1;

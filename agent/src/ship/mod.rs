@@ -1,11 +1,12 @@
 //! Carries durable frames to a collector and learns what it has.
 //!
-//! One task, one connection, addresses tried in turn. After Hello the collector says what it holds of this stream; if that
+//! One thread, one connection, addresses tried in turn. After Hello the collector says what it holds of this stream; if that
 //! is a frame of ours, shipping goes on behind it, whatever was acknowledged before. A collector that holds something else
 //! under our stream is a fork: nothing is sent, the status says so, and it is looked at again slowly. Frames are deleted from
 //! the spool only after an acknowledgement whose hash is the one that was sent.
 //!
-//! The recorder never waits for any of this. Reading the spool happens on threads that may block; in memory is one window.
+//! The thread is its own because every frame passes here: on threads that are shared each one would wake several. The recorder
+//! never waits for any of this. Reading the spool happens on threads that may block; in memory is one window.
 //! A stream that a repair has finished is shipped to its end before the next one is begun.
 
 mod backoff;
@@ -16,13 +17,15 @@ mod tests;
 mod window;
 
 use std::{
+    io,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
+    thread,
     time::Duration,
 };
 
 use breakglass_api::frame::Hash;
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::sync::{oneshot, watch};
 
 use self::{
     backoff::Backoff,
@@ -176,8 +179,12 @@ pub struct Shipper {
     shared: Arc<Shared>,
     acked: watch::Receiver<u64>,
     stop: watch::Sender<bool>,
-    task: Option<JoinHandle<()>>,
+    /// Answered when the thread has ended orderly.
+    ended: Option<oneshot::Receiver<()>>,
 }
+
+/// Threads that read the spool, and the enrolment's files.
+const BLOCKING_THREADS: usize = 2;
 
 struct Shared {
     status: Mutex<ShipStatus>,
@@ -191,8 +198,12 @@ impl Shared {
 }
 
 impl Shipper {
-    /// Starts on the current runtime. `durable` says how far the spool may be read.
-    pub fn start(options: Options, durable: watch::Receiver<(u64, Hash)>, reader: SpoolReader) -> Self {
+    /// Starts its thread. `durable` says how far the spool may be read.
+    ///
+    /// # Errors
+    ///
+    /// Where the system gives no thread.
+    pub fn start(options: Options, durable: watch::Receiver<(u64, Hash)>, reader: SpoolReader) -> io::Result<Self> {
         let acked = reader.acked();
         let acked_seq = if acked.generation == reader.durable().generation { acked.seq } else { 0 };
         let (publish, acked) = watch::channel(acked_seq);
@@ -200,8 +211,17 @@ impl Shipper {
         let shared = Arc::new(Shared { status, acked: publish });
         let (stop, stopped) = watch::channel(false);
         let worker = Worker { options, durable, reader, stopped, shared: shared.clone() };
-        let task = Some(tokio::spawn(worker.run()));
-        Self { shared, acked, stop, task }
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .max_blocking_threads(BLOCKING_THREADS)
+            .enable_all()
+            .build()?;
+        let (ending, ended) = oneshot::channel();
+        thread::Builder::new().name("ship".into()).spawn(move || {
+            runtime.block_on(worker.run());
+            // Nobody may be waiting any more.
+            let _ = ending.send(());
+        })?;
+        Ok(Self { shared, acked, stop, ended: Some(ended) })
     }
 
     /// Sees how it goes.
@@ -228,19 +248,17 @@ impl Shipper {
     /// Closes the connection and writes down what was acknowledged.
     pub async fn stop(mut self) {
         self.stop.send_replace(true);
-        if let Some(task) = self.task.take()
-            && let Err(error) = task.await
+        if let Some(ended) = self.ended.take()
+            && ended.await.is_err()
         {
-            tracing::error!(%error, "the shipper ended by a panic");
+            tracing::error!("the shipper ended by a panic");
         }
     }
 }
 
 impl Drop for Shipper {
     fn drop(&mut self) {
-        if let Some(task) = &self.task {
-            task.abort();
-        }
+        self.stop.send_replace(true);
     }
 }
 

@@ -267,7 +267,7 @@ impl Rig {
     }
 
     fn ship(&self, options: Options) -> Shipper {
-        Shipper::start(options, self.durable.subscribe(), self.spool.reader())
+        Shipper::start(options, self.durable.subscribe(), self.spool.reader()).unwrap()
     }
 
     fn segments(&self) -> usize {
@@ -466,7 +466,7 @@ async fn a_finished_stream_comes_before_the_one_that_replaced_it() {
     let end = spool.durable();
     let (_durable, receiver) = watch::channel((end.seq, end.hash));
     let address = serve(&fake, &pki).await;
-    let shipper = Shipper::start(options(&[address], pki.folder.path()), receiver, spool.reader());
+    let shipper = Shipper::start(options(&[address], pki.folder.path()), receiver, spool.reader()).unwrap();
     assert!(shipper.wait_acked(end.seq, PATIENCE).await, "{:?}", shipper.status());
     let store = fake.store.lock().unwrap();
     assert_eq!(store.order, [first.to_vec(), second.to_vec()]);
@@ -486,7 +486,7 @@ async fn from_the_event_to_the_acknowledgement_takes_milliseconds() {
     let recorder = Recorder::start(None, spool, &recovery, &[], recorder::Options::default()).unwrap();
     let mut options = options(&[address], pki.folder.path());
     options.pace = Pace::default();
-    let shipper = Shipper::start(options, recorder.durable(), reader);
+    let shipper = Shipper::start(options, recorder.durable(), reader).unwrap();
     let mut times = Vec::new();
     for _ in 0..300 {
         let began = Instant::now();

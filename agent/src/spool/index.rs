@@ -9,6 +9,7 @@ use std::{
 use super::{
     Disk, Limits, Position,
     layout::{Acked, SegmentId},
+    tail::Tail,
 };
 
 /// What is known of a segment without opening it. Only committed frames count.
@@ -40,6 +41,8 @@ pub struct Shared {
     pub dir: PathBuf,
     pub limits: Limits,
     index: Mutex<Index>,
+    /// What was committed last, for readers that keep up.
+    tail: Mutex<Tail>,
     /// Held while `acked` is written or segments are deleted; what `acked` was last written as.
     pub housekeeping: Mutex<Acked>,
 }
@@ -47,7 +50,19 @@ pub struct Shared {
 impl Shared {
     pub fn new(disk: Disk, dir: &Path, limits: Limits, index: Index) -> Self {
         let written = index.acked;
-        Self { disk, dir: dir.to_owned(), limits, index: Mutex::new(index), housekeeping: Mutex::new(written) }
+        Self {
+            disk,
+            dir: dir.to_owned(),
+            limits,
+            index: Mutex::new(index),
+            tail: Mutex::default(),
+            housekeeping: Mutex::new(written),
+        }
+    }
+
+    /// Never held across input or output.
+    pub fn tail(&self) -> MutexGuard<'_, Tail> {
+        self.tail.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Never held across input or output. A panic elsewhere leaves the index whole: every change is a single assignment

@@ -65,6 +65,7 @@ mod reader;
 mod recovery;
 mod repair;
 mod scan;
+mod tail;
 mod writer;
 
 #[cfg(test)]

@@ -54,6 +54,8 @@ pub fn read_all(reader: &mut SpoolReader, generation: u64, seq: u64) -> Vec<(u64
         if frames.is_empty() {
             return out;
         }
+        let recent = reader.recent(generation, next, 700);
+        assert!(frames.starts_with(&recent), "what is in memory is not what is on the disk");
         for stored in frames {
             let frame = frame::Frame::parse(&stored.bytes).unwrap();
             assert_eq!((stored.seq, stored.hash, stored.prev), (next, frame.hash, frame.header.prev));

@@ -134,6 +134,11 @@ impl SpoolReader {
         Ok(out)
     }
 
+    /// The same, as far as it was committed a moment ago and is still in memory; nothing where the disk has to be read. Never blocks.
+    pub fn recent(&self, generation: u64, seq: u64, max_bytes: usize) -> Vec<Stored> {
+        self.shared.tail().from(generation, seq, max_bytes)
+    }
+
     /// The hash of a frame, from the frame itself or from its successor; `None` if neither is here.
     pub fn hash_of(&mut self, generation: u64, seq: u64) -> Result<Option<Hash>, SpoolError> {
         if let Some(frame) = self.read(generation, seq, 0)?.first() {

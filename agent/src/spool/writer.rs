@@ -6,14 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use breakglass_api::frame::{Hash, Sealed};
+use breakglass_api::frame::{Hash, Header, Sealed};
 
 use super::{
     Disk, DiskFile, Limits, OsDisk, Position, Recovery, SpoolError, SpoolError as E,
     fs::{remove_if_there, write_all},
     index::{SegmentInfo, Shared},
     layout::{LOCK, SPARE, SegmentId},
-    reader::SpoolReader,
+    reader::{SpoolReader, Stored},
     recovery::recover,
 };
 
@@ -28,6 +28,8 @@ pub struct Spool {
     open: Option<OpenSegment>,
     /// Segments closed or begun since the last commit; a failure removes all but the committed one.
     touched: Vec<(SegmentId, u64)>,
+    /// Appended since the last commit.
+    appended: Vec<Stored>,
     /// Going back failed; to be tried again before anything else.
     dirty: bool,
     /// Whether a reserve is there.
@@ -122,6 +124,7 @@ impl Spool {
             current: state,
             open,
             touched: Vec::new(),
+            appended: Vec::new(),
             dirty: false,
             spare: false,
             spare_missed: None,
@@ -171,6 +174,7 @@ impl Spool {
 
     /// Undoes what was appended since the last commit.
     pub fn rollback(&mut self) -> Result<(), SpoolError> {
+        self.appended.clear();
         self.dirty = true;
         self.settle()
     }
@@ -239,6 +243,8 @@ impl Spool {
         open.unsynced = true;
         write_all(open.file.as_ref(), &frame.bytes, offset).map_err(E::io_at("write", path, offset))?;
         self.current = State { seq: frame.header.seq, hash: frame.hash, segment: Some((id, offset + len)) };
+        let Header { seq, prev, .. } = frame.header;
+        self.appended.push(Stored { seq, prev, hash: frame.hash, bytes: frame.bytes.clone() });
         Ok(())
     }
 
@@ -310,6 +316,7 @@ impl Spool {
         let generation = index.durable.generation;
         index.durable = Position { generation, seq: self.current.seq, hash: self.current.hash };
         drop(index);
+        self.shared.tail().extend(generation, self.appended.drain(..));
         self.touched.clear();
         self.committed = self.current;
     }

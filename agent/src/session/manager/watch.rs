@@ -65,7 +65,7 @@ impl<M: Machine, J: Journal> Manager<M, J> {
     /// Whether the session had processes and has none any more.
     async fn last_exit(&self, open: &Intent, seen: &mut Seen) -> bool {
         let slot = open.slot;
-        let live = !self.on_machine(move |m| m.live(slot)).await.is_empty();
+        let live = self.on_machine(move |m| m.is_live(slot)).await;
         seen.any |= live;
         seen.quiet = if live { 0 } else { seen.quiet + 1 };
         seen.any && seen.quiet >= EXIT_QUIET
