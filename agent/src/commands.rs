@@ -29,7 +29,6 @@ use crate::{
     evidence::keys::RENEW,
     identity,
     kernel::{self, Verdict},
-    session::clock,
 };
 
 /// How long the running agent may take to answer; opening may wait for the account's files.
@@ -38,7 +37,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// Prints the keys that may log in as `user`. Prints nothing on any doubt, and ends with success in any case: sshd reads an empty
 /// answer as "no key", and logs a failing helper as an error of its configuration.
 pub fn keys(runtime: &Path, user: &str) -> ExitCode {
-    if let Some(lines) = now().ok().and_then(|now| keys::keys_for(runtime, user, now)) {
+    if let Some(lines) = Now::read().ok().and_then(|now| keys::keys_for(runtime, user, now)) {
         print!("{lines}");
     }
     ExitCode::SUCCESS
@@ -48,7 +47,7 @@ pub fn keys(runtime: &Path, user: &str) -> ExitCode {
 pub fn lock(path: &Path, expired: bool) -> anyhow::Result<ExitCode> {
     let config = Config::load(path)?;
     let account = Account::find(&config.account, &config.host.runtime)?;
-    if expired && keys::live(&config.host.runtime, account.name(), now()?).is_some() {
+    if expired && keys::live(&config.host.runtime, account.name(), Now::read()?).is_some() {
         println!("{} is left as it is: a grant is live", account.name());
         return Ok(ExitCode::SUCCESS);
     }
@@ -69,36 +68,44 @@ pub fn rekey(path: &Path) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn now() -> std::io::Result<Now> {
-    Ok(Now { boot_id: identity::boot_id()?, boot_ns: clock::boot_ns(), wall_s: clock::wall_s() })
+/// How `doctor` is asked.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DoctorOptions {
+    /// Print for programs.
+    pub json: bool,
+    /// Fail for what would keep operators out, too.
+    pub strict: bool,
+    /// Leave the kernel alone, which takes seconds to try.
+    pub access: bool,
 }
 
 /// What `doctor --json` prints.
 #[derive(serde::Serialize)]
 struct Report {
     #[serde(flatten)]
-    kernel: kernel::Doctor,
+    kernel: Option<kernel::Doctor>,
     access: Vec<doctor::Check>,
 }
 
 /// Prints what the kernel allows, and whether operators would get in.
-pub fn doctor(path: &Path, json: bool, strict: bool) -> anyhow::Result<ExitCode> {
+pub fn doctor(path: &Path, options: DoctorOptions) -> anyhow::Result<ExitCode> {
     let config = match Config::load(path) {
         Err(ConfigError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Config::default(),
         loaded => loaded?,
     };
-    let report =
-        Report { kernel: kernel::doctor(&kernel::Options::new(&config.kernel, 0)), access: doctor::access(&config) };
-    if json {
+    let kernel = (!options.access).then(|| kernel::doctor(&kernel::Options::new(&config.kernel, 0)));
+    let report = Report { kernel, access: doctor::access(&config) };
+    if options.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
-        print!("{}\n{}", doctor_text(&report.kernel), doctor::text(&report.access));
+        let kernel = report.kernel.as_ref().map(|kernel| doctor_text(kernel) + "\n").unwrap_or_default();
+        print!("{kernel}{}", doctor::text(&report.access));
     }
-    let enough = report.kernel.tier >= config.kernel.minimum_tier;
-    if !enough && !json {
+    let enough = report.kernel.as_ref().is_none_or(|kernel| kernel.tier >= config.kernel.minimum_tier);
+    if !enough && !options.json {
         println!("\nThe configuration asks for tier {}: this host would not open.", config.kernel.minimum_tier);
     }
-    let shut = strict && report.access.iter().any(|check| check.state == doctor::State::Fail);
+    let shut = options.strict && report.access.iter().any(|check| check.state == doctor::State::Fail);
     Ok(if enough && !shut { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

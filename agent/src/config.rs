@@ -75,6 +75,9 @@ pub struct Account {
     pub ssh_port: u16,
     /// Folder with sshd's `ssh_host_*_key.pub`, handed to operators with the grant.
     pub ssh_host_keys: PathBuf,
+    /// Whether those keys are made anew after each session, whose root could read them. Everybody who knows the host by them is asked to
+    /// accept the new ones then.
+    pub renew_ssh_host_keys: bool,
 }
 
 /// Who may break the glass, and for how long.
@@ -232,7 +235,13 @@ impl Default for Host {
 
 impl Default for Account {
     fn default() -> Self {
-        Self { name: "breakglass".into(), shadow: "/etc/shadow".into(), ssh_port: 22, ssh_host_keys: "/etc/ssh".into() }
+        Self {
+            name: "breakglass".into(),
+            shadow: "/etc/shadow".into(),
+            ssh_port: 22,
+            ssh_host_keys: "/etc/ssh".into(),
+            renew_ssh_host_keys: false,
+        }
     }
 }
 

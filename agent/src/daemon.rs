@@ -32,6 +32,7 @@ use crate::{
         looks::Looks,
         machine::Machine as _,
         manager::Manager,
+        rotate::Rotation,
         service::{Facts, Service},
         ungranted::Ungranted,
         witness::Witnessing,
@@ -126,7 +127,8 @@ async fn start(path: &Path, config: Config, account: Account) -> anyhow::Result<
 
     let looks = Looks::new(config.host.state.join("looks"), config.kernel.pins.clone(), config.aftermath.walk);
     let backstop = Backstop::new(path);
-    let host = Arc::new(Host::new(boot_id, account, kernel, config.kernel.minimum_tier, looks, backstop));
+    let host = Host::new(boot_id, account, kernel, config.kernel.minimum_tier, looks, backstop);
+    let host = Arc::new(host.verifying(config.grant.user_verification).rotating(Rotation::new(&config)));
     let manager = Manager::new(host, recorder.clone(), intents);
     announce(&recorder, &info, &host_name, boot_id).await;
     let notary = start_notary(&config, &recorder, &host_id).await;

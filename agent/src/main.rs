@@ -37,6 +37,9 @@ enum Command {
         /// Fail for what would keep operators out, too.
         #[arg(long)]
         strict: bool,
+        /// Look at the account, sshd and PAM only, and leave the kernel alone.
+        #[arg(long)]
+        access: bool,
     },
     /// Say where the running agent stands.
     #[command(after_help = "Example:\n  breakglass-agent status --json")]
@@ -144,7 +147,9 @@ enum Codes {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run { config } => daemon::run(&config),
-        Command::Doctor { config, json, strict } => commands::doctor(&config, json, strict),
+        Command::Doctor { config, json, strict, access } => {
+            commands::doctor(&config, commands::DoctorOptions { json, strict, access })
+        }
         Command::Status { socket, json } => commands::status(&socket, json),
         Command::Open { grant, socket, json } => commands::open(&grant, &socket, json),
         Command::Keys { runtime, user } => Ok(commands::keys(&runtime, &user)),

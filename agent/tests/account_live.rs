@@ -174,6 +174,7 @@ impl Bench {
             boot_id: now.boot_id,
             deadline_boot_ns: now.boot_ns + ttl.as_nanos() as u64,
             by_code: false,
+            verify: false,
             keys: vec![public.trim().to_owned()],
         };
         let started = Instant::now();

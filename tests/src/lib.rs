@@ -11,6 +11,7 @@ pub mod argvs;
 pub mod binaries;
 pub mod control;
 pub mod daemon;
+pub mod fido;
 pub mod gate;
 pub mod grant;
 pub mod machine;

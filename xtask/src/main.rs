@@ -5,6 +5,7 @@
 mod build;
 mod ebpf;
 mod lab;
+mod package;
 mod packages;
 mod run;
 mod soak;
@@ -31,6 +32,8 @@ enum Task {
     Bench(run::BenchArgs),
     /// Build the kernel programs, or check that the committed object matches its sources
     Ebpf(ebpf::EbpfArgs),
+    /// Make Debian packages of agent, collector and command
+    Package(package::PackageArgs),
     /// Run tests in virtual machines with stock Debian kernels
     Lab(lab::LabArgs),
     /// Hunt for faults for minutes or hours: fuzzing, and what else is too long for every change
@@ -43,6 +46,7 @@ fn main() -> Result<()> {
         Task::Demo(args) => run::demo(&args),
         Task::Bench(args) => run::bench(&args),
         Task::Ebpf(args) => ebpf::run(args),
+        Task::Package(args) => package::run(&args),
         Task::Lab(args) => lab::run(args),
         Task::Soak(args) => soak::run(&args),
     }

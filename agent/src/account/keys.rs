@@ -3,17 +3,19 @@
 //! While a session is open, `<runtime>/keys/<account>` holds the keys that may log in:
 //!
 //! ```text
-//! breakglass-key v2
+//! breakglass-key v3
 //! session: UUID
 //! boot: 32 hexadecimal digits
 //! deadline-boot-ns: N
 //! codes: yes | no
+//! verify: yes | no
 //! keys: how many follow, 0 to 8
 //! key: TYPE BASE64
 //! ```
 //!
 //! The last line comes once a key. `codes` says whether a one-time code opened or extended the session, so
-//! that logins without a key are to be expected. Every line ends in one LF; nothing follows. The file holds nothing secret.
+//! that logins without a key are to be expected; `verify`, whether a FIDO key must have checked its
+//! holder to log in, as it must to open. Every line ends in one LF; nothing follows. The file holds nothing secret.
 //!
 //! Both helpers, the key source that sshd asks and the PAM gate, go by it only if it is whole, belongs to root, may be written by nobody
 //! else, names this boot, and its deadline is ahead on the boot clock. Whatever they are not sure of, nobody is let in. They look at
@@ -30,12 +32,13 @@ use nix::libc;
 use uuid::Uuid;
 
 use super::replace::{self, Checkpoint, Lasting, Like};
+use crate::{identity, session::clock};
 
 /// Most keys that may log into one session: more people do not work on one host at once.
 pub const KEYS_MAX: usize = 8;
 /// Largest key file, bytes. An RSA-4096 key takes 720.
 const FILE_MAX: u64 = 8 * 1024;
-const HEAD: &str = "breakglass-key v2";
+const HEAD: &str = "breakglass-key v3";
 const NANOS: u64 = 1_000_000_000;
 
 /// Which keys may log in, and until when.
@@ -49,6 +52,8 @@ pub struct KeyGrant {
     pub deadline_boot_ns: u64,
     /// Whether logins without a key are to be expected, because a one-time code was used.
     pub by_code: bool,
+    /// Whether sshd is to take a FIDO key only where it has checked a PIN or a fingerprint. Says nothing to other keys.
+    pub verify: bool,
     /// `TYPE BASE64`, as in authorized_keys, without options or comment; at most [`KEYS_MAX`].
     pub keys: Vec<String>,
 }
@@ -62,6 +67,13 @@ pub struct Now {
     pub boot_ns: u64,
     /// Unix time, seconds.
     pub wall_s: i64,
+}
+
+impl Now {
+    /// What they show now. Fails only where the kernel does not tell its boot's id.
+    pub fn read() -> io::Result<Self> {
+        Ok(Self { boot_id: identity::boot_id()?, boot_ns: clock::boot_ns(), wall_s: clock::wall_s() })
+    }
 }
 
 /// What sshd should be told about `user`: lines for authorized_keys, or nothing. Only root's files count.
@@ -120,7 +132,8 @@ fn authorized_lines(grant: &KeyGrant, now: Now) -> Option<String> {
     // Rounded up: sshd compares whole seconds, and a login in the last second is still within the grant.
     let expiry = now.wall_s.checked_add(i64::try_from(remaining.div_ceil(NANOS)).ok()?)?;
     let expiry = jiff::Timestamp::from_second(expiry).ok()?.strftime("%Y%m%d%H%M%SZ");
-    Some(grant.keys.iter().map(|key| format!("restrict,pty,expiry-time=\"{expiry}\" {key}\n")).collect())
+    let verify = if grant.verify { ",verify-required" } else { "" };
+    Some(grant.keys.iter().map(|key| format!("restrict,pty{verify},expiry-time=\"{expiry}\" {key}\n")).collect())
 }
 
 impl KeyGrant {
@@ -129,11 +142,12 @@ impl KeyGrant {
         let keys = || self.keys.iter().map(|key| format!("key: {key}\n"));
         sound.then(|| {
             format!(
-                "{HEAD}\nsession: {}\nboot: {}\ndeadline-boot-ns: {}\ncodes: {}\nkeys: {}\n{}",
+                "{HEAD}\nsession: {}\nboot: {}\ndeadline-boot-ns: {}\ncodes: {}\nverify: {}\nkeys: {}\n{}",
                 self.session,
                 hex::encode(self.boot_id),
                 self.deadline_boot_ns,
-                if self.by_code { "yes" } else { "no" },
+                yes_or_no(self.by_code),
+                yes_or_no(self.verify),
                 self.keys.len(),
                 keys().collect::<String>()
             )
@@ -151,6 +165,7 @@ impl KeyGrant {
             boot_id: hex::decode(value("boot")?).ok()?.try_into().ok()?,
             deadline_boot_ns: value("deadline-boot-ns")?.parse().ok()?,
             by_code: value("codes")? == "yes",
+            verify: value("verify")? == "yes",
             keys: Vec::new(),
         };
         // How many there are is compared below, with everything else.
@@ -159,6 +174,10 @@ impl KeyGrant {
         // One spelling: what does not come out the same was not written by us.
         (grant.encode()? == text).then_some(grant)
     }
+}
+
+fn yes_or_no(is_so: bool) -> &'static str {
+    if is_so { "yes" } else { "no" }
 }
 
 /// Exactly a key type and its base64, so that nothing can be smuggled into the line that sshd reads.
@@ -185,6 +204,7 @@ mod tests {
             boot_id: [4; 16],
             deadline_boot_ns: 160 * NANOS,
             by_code: false,
+            verify: false,
             keys: vec![KEY.into()],
         }
     }
@@ -211,6 +231,12 @@ mod tests {
         assert_eq!(line, format!("restrict,pty,expiry-time=\"20260921141420Z\" {KEY}\n"));
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o644);
         assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o7777, 0o755);
+    }
+
+    #[test]
+    fn where_the_policy_asks_for_it_sshd_does_too() {
+        let (dir, _) = written(&KeyGrant { verify: true, ..grant() });
+        assert!(asked(dir.path(), NOW).unwrap().starts_with("restrict,pty,verify-required,expiry-time="));
     }
 
     #[test]
@@ -249,8 +275,10 @@ mod tests {
             assert_eq!(asked(dir.path(), NOW), None, "cut at {len}");
         }
         for (from, to) in [
-            ("v2", "v1"),
+            ("v3", "v2"),
             ("codes: no", "codes: maybe"),
+            ("verify: no\n", ""),
+            ("verify: no", "verify: "),
             ("boot: 04", "boot: 0A"),
             ("ns: 160", "ns: +160"),
             ("ns: 160", "ns: 0160"),
@@ -294,7 +322,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_parsed_has_one_spelling(text in "breakglass-key v2\nsession: 00000000-0000-0000-0000-000000000000\nboot: [0-9a-f]{32}\ndeadline-boot-ns: [0-9]{1,21}\ncodes: (yes|no)\nkeys: [0-4]\n(key: ssh-[a-z0-9]{1,9} [A-Za-z0-9+/=]{10,60}\n?){0,3}") {
+        fn what_is_parsed_has_one_spelling(text in "breakglass-key v3\nsession: 00000000-0000-0000-0000-000000000000\nboot: [0-9a-f]{32}\ndeadline-boot-ns: [0-9]{1,21}\ncodes: (yes|no)\nverify: (yes|no)\nkeys: [0-4]\n(key: ssh-[a-z0-9]{1,9} [A-Za-z0-9+/=]{10,60}\n?){0,3}") {
             if let Some(grant) = KeyGrant::parse(&text) {
                 prop_assert_eq!(grant.encode().unwrap(), text);
             }

@@ -56,6 +56,7 @@ fn grant() -> KeyGrant {
         boot_id: [1; 16],
         deadline_boot_ns: 1,
         by_code: false,
+        verify: false,
         keys: vec!["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8g".into()],
     }
 }

@@ -11,7 +11,11 @@ use std::{fmt::Write as _, os::unix::fs::MetadataExt, path::Path};
 use serde::Serialize;
 
 use crate::{
-    account::{Account, shadow::State as Shadow},
+    account::{
+        Account,
+        keys::{self, Now},
+        shadow::State as Shadow,
+    },
     codes::{Book, CodeError, FEW},
     config::Config,
     control::verifier::{Identity, Verifier},
@@ -93,15 +97,26 @@ fn account(config: &Config) -> Check {
     };
     match state {
         Shadow::Locked => Check::new(name, State::Ok, format!("{} is locked", config.account.name)),
-        Shadow::Enabled => {
+        Shadow::Enabled if grant_is_live(config) => {
             Check::new(name, State::Warn, format!("{} is enabled: a session is open", config.account.name))
         }
+        Shadow::Enabled => Check::new(
+            name,
+            State::Fail,
+            format!("{} is enabled though no session is open; lock it: breakglass-agent lock", config.account.name),
+        ),
         Shadow::Unknown(what) => Check::new(
             name,
             State::Fail,
             format!("{} has {what}, so it is not locked; start the agent, which locks it", config.account.name),
         ),
     }
+}
+
+/// Whether the key source would let somebody in now.
+fn grant_is_live(config: &Config) -> bool {
+    let now = Now::read();
+    now.is_ok_and(|now| keys::live(&config.host.runtime, &config.account.name, now).is_some())
 }
 
 /// The verifier reads its lists as it would for a proof.

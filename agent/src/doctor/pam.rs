@@ -31,11 +31,16 @@ fn profile_in(folder: &Path, account: &str) -> Check {
     for service in SERVICES.iter().filter(|service| folder.join(service).exists()) {
         for (phase, question) in PHASES {
             let lines = lines_of(folder, service, phase, 0);
-            match lines.iter().find(|line| line.contains(question) && line.contains("pam_exec.so")) {
+            match lines.iter().position(|line| line.contains(question) && line.contains("pam_exec.so")) {
                 None => findings.push(format!("{service} does not ask the gate in its {phase} phase")),
-                Some(line) => {
+                Some(at) => {
                     asked += 1;
-                    findings.extend(line_finding(line, account));
+                    let (before, gate) = lines.split_at(at);
+                    findings.extend(gate.first().and_then(|line| line_finding(line, account)));
+                    let around = before.iter().enumerate().find(|(i, line)| leads_around(line, at - i));
+                    findings.extend(around.map(|(_, line)| {
+                        format!("{service} may let somebody in before the gate is asked in its {phase} phase: {line}")
+                    }));
                 }
             }
         }
@@ -67,6 +72,22 @@ fn line_finding(line: &str, account: &str) -> Option<String> {
         return Some("pam_exec lacks seteuid: under another user's su the gate could not do its work".into());
     }
     untrusted(Path::new(program)).map(|why| format!("the gate cannot be trusted: {why}"))
+}
+
+/// Whether a line that stands `ahead` lines before the gate can end the phase well, or jump over the gate, pam.conf(5). Our own jump names
+/// the users whom the gate is not for.
+fn leads_around(line: &str, ahead: usize) -> bool {
+    let ours = line.contains("pam_succeed_if.so") && line.contains("user !=");
+    let first = line.split_ascii_whitespace().nth(1).unwrap_or_default();
+    if !first.starts_with('[') {
+        return matches!(first, "sufficient" | "binding");
+    }
+    let bracket = line.split_once('[').and_then(|(_, rest)| rest.split_once(']')).map_or("", |(inside, _)| inside);
+    bracket.split_ascii_whitespace().any(|pair| match pair.split_once('=') {
+        Some(("success" | "default" | "ignore", "done")) => true,
+        Some((_, jump)) => !ours && jump.parse::<usize>().is_ok_and(|jump| jump >= ahead),
+        None => false,
+    })
 }
 
 /// The lines of one phase of a service, with what it includes.
@@ -123,6 +144,32 @@ mod tests {
         assert!(profile_in(dir.path(), "other").detail.contains("--account other"));
         fs::write(dir.path().join("su"), "@include common-account\n").unwrap();
         assert!(profile_in(dir.path(), "bg").detail.contains("su does not ask the gate in its session phase"));
+    }
+
+    #[test]
+    fn ways_around_the_gate_in_the_same_stack() {
+        let stack = "account [success=1 new_authtok_reqd=done default=ignore] pam_unix.so\naccount requisite pam_deny.so\n\
+            account required pam_permit.so\n";
+        let whole = |first: &str| format!("{first}{stack}{ACCOUNT}{SESSION}");
+        let dir = folder(&[("sshd", &whole(""))]);
+        let state = |first: &str| {
+            fs::write(dir.path().join("sshd"), whole(first)).unwrap();
+            profile_in(dir.path(), "bg")
+        };
+        assert_eq!(state("").state, State::Ok, "{}", state("").detail);
+        for around in [
+            "account sufficient pam_permit.so\n",
+            "account [success=done default=ignore] pam_localuser.so\n",
+            "account [success=5 default=ignore] pam_localuser.so\n",
+        ] {
+            let check = state(around);
+            assert!(
+                check.state == State::Fail && check.detail.contains("before the gate"),
+                "{around}: {}",
+                check.detail
+            );
+        }
+        assert_eq!(state("account [success=3 default=ignore] pam_localuser.so\n").state, State::Ok);
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub(super) fn settings(account: &str) -> Check {
     let name = "sshd";
     match effective(account) {
         Ok(settings) => Check::of(name, &findings(&settings), "logs the account in by the agent's keys alone"),
-        Err(why) => Check::new(name, State::Unknown, why),
+        Err((state, why)) => Check::new(name, state, why),
     }
 }
 
@@ -34,7 +34,7 @@ pub(super) fn helper(account: &str) -> Check {
     let name = "key helper";
     let settings = match effective(account) {
         Ok(settings) => settings,
-        Err(why) => return Check::new(name, State::Unknown, why),
+        Err((state, why)) => return Check::new(name, state, why),
     };
     let command = settings.get("authorizedkeyscommand").map(String::as_str).unwrap_or("none");
     let program = PathBuf::from(command.split(' ').next().unwrap_or_default());
@@ -45,16 +45,20 @@ pub(super) fn helper(account: &str) -> Check {
     Check::of(name, &finding.into_iter().collect::<Vec<_>>(), &format!("{} can be run", program.display()))
 }
 
-/// sshd's own answer, by keyword in lower case; the first value of each.
-fn effective(account: &str) -> Result<BTreeMap<String, String>, String> {
-    let sshd = SSHD.iter().find(|path| Path::new(path).exists()).ok_or("there is no sshd at its usual places")?;
+/// sshd's own answer, by keyword in lower case; the first value of each. Or what it means that there is none: an sshd that refuses its
+/// configuration will not start again.
+fn effective(account: &str) -> Result<BTreeMap<String, String>, (State, String)> {
+    let unknown = |why: String| (State::Unknown, why);
+    let sshd = SSHD.iter().find(|path| Path::new(path).exists());
+    let sshd = sshd.ok_or_else(|| unknown("there is no sshd at its usual places".into()))?;
     let output = Command::new(sshd)
         .args(["-T", "-C", &format!("user={account},host=localhost,addr=127.0.0.1")])
         .stdin(Stdio::null())
         .output()
-        .map_err(|e| format!("{sshd}: {e}"))?;
+        .map_err(|e| unknown(format!("{sshd}: {e}")))?;
     if !output.status.success() {
-        return Err(format!("{sshd} -T: {}", String::from_utf8_lossy(&output.stderr).trim().escape_debug()));
+        let complaint = String::from_utf8_lossy(&output.stderr).trim().escape_debug().to_string();
+        return Err((State::Fail, format!("sshd refuses its configuration: {complaint}")));
     }
     Ok(parse(&String::from_utf8_lossy(&output.stdout)))
 }

@@ -27,8 +27,7 @@ use ssh_key::{HashAlg, PublicKey};
 
 use crate::{
     account::keys::{self, KeyGrant, Now},
-    identity, notice,
-    session::clock,
+    notice,
 };
 
 /// After this a phase that looks at files only has failed: sshd would wait for us for as long as it grants for a login.
@@ -108,8 +107,7 @@ fn give_up_after(limit: Duration) {
 }
 
 fn live(place: &Place) -> Result<KeyGrant, String> {
-    let boot_id = identity::boot_id().map_err(|e| format!("the kernel's boot id cannot be read: {e}"))?;
-    let now = Now { boot_id, boot_ns: clock::boot_ns(), wall_s: clock::wall_s() };
+    let now = Now::read().map_err(|e| format!("the kernel's boot id cannot be read: {e}"))?;
     keys::live(&place.runtime, &place.account, now).ok_or_else(|| "the glass is not broken".to_owned())
 }
 
@@ -210,7 +208,14 @@ mod tests {
     const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8g";
 
     fn grant(by_code: bool) -> KeyGrant {
-        KeyGrant { session: uuid::Uuid::nil(), boot_id: [1; 16], deadline_boot_ns: 1, by_code, keys: vec![KEY.into()] }
+        KeyGrant {
+            session: uuid::Uuid::nil(),
+            boot_id: [1; 16],
+            deadline_boot_ns: 1,
+            by_code,
+            verify: false,
+            keys: vec![KEY.into()],
+        }
     }
 
     fn at(tty: &str) -> LoginPlace {

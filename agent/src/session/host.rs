@@ -2,15 +2,17 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use breakglass_api::v1::{LeftBehind, left_behind::Category};
+use breakglass_api::v1::{CredentialsRotated, LeftBehind, left_behind::Category};
 use uuid::Uuid;
 
 use super::{
     backstop::Backstop,
     clock,
+    intent::Intent,
     looks::Looks,
     machine::{Access, Counts, Machine, MachineError},
     processes::{self, Hunt},
+    rotate::Rotation,
     systemd,
 };
 use crate::{
@@ -28,6 +30,9 @@ pub struct Host {
     minimum: Tier,
     looks: Looks,
     backstop: Backstop,
+    /// Whether FIDO keys must check their holder.
+    verify: bool,
+    rotation: Rotation,
     /// Where nothing could be loaded, the reason. None after unloading.
     kernel: Result<Mutex<Option<Kernel>>, String>,
 }
@@ -43,7 +48,20 @@ impl Host {
         backstop: Backstop,
     ) -> Self {
         let tier = kernel.as_ref().map_or(Tier::None, |kernel| kernel.info().tier);
-        Self { boot_id, account, tier, minimum, looks, backstop, kernel: kernel.map(|kernel| Mutex::new(Some(kernel))) }
+        let kernel = kernel.map(|kernel| Mutex::new(Some(kernel)));
+        Self { boot_id, account, tier, minimum, looks, backstop, verify: false, rotation: Rotation::default(), kernel }
+    }
+
+    /// Whether FIDO keys log in only where they have checked a PIN or a fingerprint.
+    pub fn verifying(mut self, verify: bool) -> Self {
+        self.verify = verify;
+        self
+    }
+
+    /// What is made anew after a session.
+    pub fn rotating(mut self, rotation: Rotation) -> Self {
+        self.rotation = rotation;
+        self
     }
 
     /// Looks at the host while no session is open, for the comparison after the next one. Takes seconds.
@@ -113,6 +131,7 @@ impl Machine for Host {
             boot_id: self.boot_id,
             deadline_boot_ns: access.deadline_boot_ns,
             by_code: access.by_code,
+            verify: self.verify,
             keys: access.keys.clone(),
         };
         // First: should the agent hang while it enables, something else locks.
@@ -126,6 +145,7 @@ impl Machine for Host {
     }
 
     fn lock(&self) -> Result<String, MachineError> {
+        self.rotation.see(self.account.state().ok());
         self.account.lock().map_err(|e| MachineError(e.to_string()))?;
         self.backstop.disarm();
         Ok("key source removed, shadow entry locked and expired".into())
@@ -160,6 +180,10 @@ impl Machine for Host {
     fn is_live(&self, slot: u32) -> bool {
         // Every process of the host has to be looked at only where the kernel knows of none.
         !self.tagged(slot).is_empty() || !processes::of_uid(self.account.uid()).is_empty()
+    }
+
+    fn rotate(&self, session: &Intent) -> CredentialsRotated {
+        self.rotation.run(self.account.name(), session)
     }
 
     fn look_before(&self, session: Uuid) {

@@ -1,9 +1,9 @@
 //! What a session does to the machine, as a seam: the manager decides, an implementation acts, a fake proves the decisions.
 
-use breakglass_api::v1::LeftBehind;
+use breakglass_api::v1::{CredentialsRotated, LeftBehind};
 use uuid::Uuid;
 
-use super::processes::Hunt;
+use super::{intent::Intent, processes::Hunt};
 use crate::{config::Tier, kernel::ProcessId};
 
 /// Number of rings, as in `breakglass.v1.Ring`.
@@ -77,6 +77,8 @@ pub trait Machine: Send + Sync + 'static {
     fn is_live(&self, slot: u32) -> bool {
         !self.live(slot).is_empty()
     }
+    /// Makes what the session used to get in, and what its root could read, useless to whoever had it. Comes after the last process.
+    fn rotate(&self, session: &Intent) -> CredentialsRotated;
     /// Looks at what could open a door later, before the session can change it. Takes tens of milliseconds.
     fn look_before(&self, session: Uuid);
     /// Looks again after the last process, and compares. Takes seconds.

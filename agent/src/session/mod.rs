@@ -9,6 +9,7 @@ pub mod looks;
 pub mod machine;
 pub mod manager;
 pub mod processes;
+pub mod rotate;
 pub mod service;
 pub mod systemd;
 pub mod ungranted;

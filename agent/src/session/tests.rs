@@ -8,12 +8,12 @@ use std::{
     time::Duration,
 };
 
-use breakglass_api::v1::{CloseCause, LeftBehind, event::Body};
+use breakglass_api::v1::{CloseCause, CredentialsRotated, LeftBehind, event::Body};
 use uuid::Uuid;
 
 use super::{
     grant::{Grant, SessionError},
-    intent::IntentStore,
+    intent::{Intent, IntentStore},
     machine::{Access, Counts, Machine, MachineError},
     manager::{Journal, Manager},
     processes::Hunt,
@@ -92,6 +92,10 @@ impl Machine for FakeMachine {
     }
     fn look_before(&self, _: Uuid) {
         let _ = self.act("look");
+    }
+    fn rotate(&self, _: &Intent) -> CredentialsRotated {
+        let _ = self.act("rotate");
+        CredentialsRotated::default()
     }
     fn left_behind(&self, _: Uuid) -> LeftBehind {
         let _ = self.act("compare");

@@ -170,6 +170,7 @@ fn session_event(working: &mut Working, changes: &mut Changes, at: Place<'_>, uu
             | Body::AgentStopping(_)
             | Body::ClockStep(_)
             | Body::Login(_)
+            | Body::CredentialsRotated(_)
             | Body::Checkpoint(_)
             | Body::KeyEvolved(_)
             | Body::KeyIntroduced(_),

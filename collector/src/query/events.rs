@@ -90,6 +90,7 @@ fn kind_of(body: &Body) -> &'static str {
         Body::LeftBehind(_) => "left_behind",
         Body::Login(_) => "login",
         Body::SessionExtended(_) => "session_extended",
+        Body::CredentialsRotated(_) => "credentials_rotated",
         Body::AgentStarted(_) => "agent_started",
         Body::AgentStopping(_) => "agent_stopping",
         Body::Gap(_) => "gap",

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod access;
 mod boot;
 mod guest;
 mod handed_over;

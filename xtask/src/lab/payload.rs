@@ -4,6 +4,7 @@
 //! /lab/run          started by the guest once it is up
 //! /lab/bin          the programs under test, and this xtask, which runs the tests
 //! /lab/tests        test binaries, named for their suites
+//! /lab/packages     the programs as Debian packages
 //! /lab/lib          only where the host's C library is newer than the guest's, see [`carry_libc`]
 //! /lab/evidence     written by the guest; the host takes it from the disk after the guest is off
 //! ```
@@ -12,7 +13,7 @@
 //! (Debian's cloud kernels have no 9p.)
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
     fs,
     os::unix::fs::PermissionsExt,
@@ -24,6 +25,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 use super::{host, image::Image};
+use crate::package::{self, Pack};
 
 /// Packages whose programs and integration tests go into the guest.
 const PACKAGES: &[&str] = &["breakglass-agent", "breakglass-collector", "breakglass-cli", "breakglass-tests"];
@@ -114,6 +116,7 @@ pub fn make_disk(image: &Image, built: &Built, run: &str, work: &Path, disk: &Pa
     if host_libc_is_newer(image)? {
         carry_libc(&copies, &staged.join("lib"))?;
     }
+    package::make(&by_name(&staged.join("bin"))?, &staged.join("packages"), Pack::Fast)?;
     let script = staged.join("run");
     host::write(&script, run)?;
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
@@ -125,6 +128,16 @@ pub fn make_disk(image: &Image, built: &Built, run: &str, work: &Path, disk: &Pa
             .arg(DISK_SIZE),
     )?;
     host::remove_folder(work)
+}
+
+/// The programs in a folder.
+fn by_name(folder: &Path) -> Result<BTreeMap<String, PathBuf>> {
+    let mut programs = BTreeMap::new();
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))? {
+        let path = entry?.path();
+        programs.extend(file_name(&path).map(|name| (name.to_owned(), path.clone())));
+    }
+    Ok(programs)
 }
 
 /// Copies a program without its debugging information, most of its size.

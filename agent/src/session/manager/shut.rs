@@ -42,6 +42,10 @@ impl<M: Machine, J: Journal> Manager<M, J> {
         }
         let closed = closed_event(cause, by, &hunt, took_us, &counts);
         self.note(Some(intent.session), Body::SessionClosed(closed.clone())).await;
+        // Before the note goes: after a crash it is done again, rather than not at all.
+        let session = intent.clone();
+        let rotated = self.on_machine(move |m| m.rotate(&session)).await;
+        self.note(Some(intent.session), Body::CredentialsRotated(rotated)).await;
         if let Err(error) = self.inner.intents.clear() {
             tracing::error!(%error, "the session's note could not be removed; the next start will close it again");
         }

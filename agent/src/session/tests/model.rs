@@ -188,6 +188,9 @@ impl Machine for Hands {
         (0..self.world.lock().unwrap().live).map(|n| ProcessId { tgid: n + 2, start_ns: 1 }).collect()
     }
     fn look_before(&self, _: Uuid) {}
+    fn rotate(&self, _: &Intent) -> CredentialsRotated {
+        CredentialsRotated::default()
+    }
     fn left_behind(&self, _: Uuid) -> LeftBehind {
         LeftBehind::default()
     }

@@ -1,0 +1,257 @@
+//! What becomes of credentials at the end of a session: those that let somebody in, and those that its root could read.
+//!
+//! | credential | at the end |
+//! |---|---|
+//! | the operators' SSH keys | the key source names them no more; a grant is for one session |
+//! | one-time codes | what was used was burnt before it opened; how many are left is counted, and few is a warning |
+//! | the account's password | there is none; one that the session set is gone with the lock |
+//! | sshd's host keys | made anew where the configuration says so |
+//!
+//! The host's signing key is not among them: it evolves by itself ([`crate::evidence`]).
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{Mutex, PoisonError},
+};
+
+use breakglass_api::v1::{
+    CredentialsRotated,
+    credentials_rotated::{Credential, Kind},
+};
+use ssh_key::{HashAlg, PublicKey};
+
+use super::{intent::Intent, systemd};
+use crate::{
+    account::shadow::State,
+    codes::{Book, CodeError, FEW},
+    config::Config,
+};
+
+/// Most host keys that are made anew; a host has three or four.
+const HOST_KEYS_MAX: usize = 16;
+
+/// Units of sshd, by distribution.
+const SSHD: &[&str] = &["ssh.service", "sshd.service"];
+
+/// What is made anew after a session.
+#[derive(Debug, Default)]
+pub struct Rotation {
+    /// Where the codes are; none in tests of other things.
+    state: PathBuf,
+    /// Folder with sshd's host keys, if they are to be made anew.
+    host_keys: Option<PathBuf>,
+    /// What the account's entry said before it was locked.
+    found: Mutex<Option<State>>,
+}
+
+impl Rotation {
+    /// As configured.
+    pub fn new(config: &Config) -> Self {
+        let account = &config.account;
+        Self {
+            state: config.host.state.clone(),
+            host_keys: account.renew_ssh_host_keys.then(|| account.ssh_host_keys.clone()),
+            found: Mutex::default(),
+        }
+    }
+
+    /// Remembers what the account's entry says, before it is locked.
+    pub fn see(&self, entry: Option<State>) {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        // Locking is tried until it holds; what counts is what the session left.
+        if entry != Some(State::Locked) || found.is_none() {
+            *found = entry;
+        }
+    }
+
+    /// Does it, after the last process.
+    pub fn run(&self, account: &str, session: &Intent) -> CredentialsRotated {
+        let mut credentials: Vec<Credential> =
+            session.admitted.iter().map(|admitted| login_key(&admitted.fingerprint, &admitted.operator)).collect();
+        if session.by_code {
+            credentials.push(codes(&Book::new(&self.state)));
+        }
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner).take();
+        credentials.push(password(account, found));
+        if let Some(folder) = &self.host_keys {
+            credentials.extend(renew_host_keys(folder));
+        }
+        for kept in credentials.iter().filter(|credential| !credential.void) {
+            tracing::warn!(kind = kept.kind().as_str_name(), name = kept.name, detail = kept.detail, "not rotated");
+        }
+        CredentialsRotated { credentials }
+    }
+}
+
+fn credential(kind: Kind, name: &str, detail: String, void: bool) -> Credential {
+    Credential { kind: kind.into(), name: name.to_owned(), successor: String::new(), detail, void }
+}
+
+fn login_key(fingerprint: &str, operator: &str) -> Credential {
+    let detail = format!("the key of {} logs in no more; the next session takes a new proof", operator.escape_debug());
+    credential(Kind::LoginKey, fingerprint, detail, true)
+}
+
+fn codes(book: &Book) -> Credential {
+    let (detail, sound) = match book.tally() {
+        Ok(tally) if tally.left > FEW => (format!("the code is burnt; {} are left", tally.left), true),
+        Ok(tally) => (
+            format!("the code is burnt; only {} are left, issue new ones: breakglass-agent codes issue", tally.left),
+            true,
+        ),
+        Err(CodeError::None) => ("the sheet is gone, and the code with it; issue a new one".to_owned(), true),
+        Err(error) => (format!("whether the code is burnt cannot be read: {error}"), false),
+    };
+    credential(Kind::OneTimeCode, "", detail, sound)
+}
+
+fn password(account: &str, found: Option<State>) -> Credential {
+    let detail = match found {
+        Some(State::Locked | State::Enabled) => "the account has no password, and is locked".to_owned(),
+        Some(State::Unknown(what)) => format!("the account was left with {what}; that is gone, and it is locked"),
+        None => "the account is locked; what its entry said before could not be read".to_owned(),
+    };
+    credential(Kind::Password, account, detail, true)
+}
+
+/// Makes every host key in the folder anew, and has sshd take them.
+fn renew_host_keys(folder: &Path) -> Vec<Credential> {
+    let mut keys: Vec<PathBuf> = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.file_name().and_then(|n| n.to_str()).is_some_and(is_host_key))
+        .take(HOST_KEYS_MAX)
+        .collect();
+    keys.sort();
+    let renewed: Vec<Credential> = keys.iter().map(|path| renew(path)).collect();
+    if renewed.is_empty() {
+        let detail = format!("there are no host keys in {}; set account.ssh_host_keys", folder.display());
+        return vec![credential(Kind::SshHostKey, "", detail, false)];
+    }
+    if systemd::is_running() {
+        SSHD.iter().for_each(|unit| systemd::run("systemctl", &["reload", unit]));
+    }
+    renewed
+}
+
+/// `ssh_host_ed25519_key` and its like, the private one.
+fn is_host_key(name: &str) -> bool {
+    name.strip_prefix("ssh_host_").is_some_and(|rest| rest.ends_with("_key"))
+}
+
+fn renew(path: &Path) -> Credential {
+    let old = fingerprint(path).unwrap_or_else(|_| path.display().to_string());
+    match try_renew(path) {
+        Ok(new) => Credential {
+            successor: new,
+            ..credential(Kind::SshHostKey, &old, format!("{} was made anew", path.display()), true)
+        },
+        Err(why) => credential(Kind::SshHostKey, &old, format!("{} is as it was: {why}", path.display()), false),
+    }
+}
+
+/// The new pair is made beside the old one and takes its place in two steps, the private half last: sshd goes by that.
+fn try_renew(path: &Path) -> Result<String, String> {
+    let public = with_ending(path, ".pub");
+    if with_ending(path, "-cert.pub").exists() {
+        return Err("it has a certificate, which a new key would make void; renew both by hand".into());
+    }
+    let line = fs::read_to_string(&public).map_err(|e| format!("{}: {e}", public.display()))?;
+    let options: &[&str] = match line.split(' ').next() {
+        Some("ssh-ed25519") => &["-t", "ed25519"],
+        Some("ecdsa-sha2-nistp256") => &["-t", "ecdsa", "-b", "256"],
+        Some("ecdsa-sha2-nistp384") => &["-t", "ecdsa", "-b", "384"],
+        Some("ecdsa-sha2-nistp521") => &["-t", "ecdsa", "-b", "521"],
+        Some("ssh-rsa") => &["-t", "rsa", "-b", "3072"],
+        _ => return Err("it is of a kind that is not known here".into()),
+    };
+    let folder = path.parent().ok_or("it lies in no folder")?;
+    let work = tempfile::Builder::new().prefix(".breakglass-").tempdir_in(folder).map_err(|e| e.to_string())?;
+    let made = work.path().join("key");
+    let status = Command::new("ssh-keygen")
+        .args(["-q", "-N", "", "-C", ""])
+        .args(options)
+        .arg("-f")
+        .arg(&made)
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    match status {
+        Ok(status) if status.success() => {}
+        Ok(status) => return Err(format!("ssh-keygen failed ({status})")),
+        Err(error) => return Err(format!("ssh-keygen cannot be run: {error}")),
+    }
+    let new = fingerprint(&made)?;
+    let made_public = with_ending(&made, ".pub");
+    // Ours is a umask for secrets.
+    fs::set_permissions(&made_public, fs::Permissions::from_mode(0o644)).map_err(|e| e.to_string())?;
+    fs::rename(made_public, &public).map_err(|e| e.to_string())?;
+    fs::rename(&made, path).map_err(|e| e.to_string())?;
+    Ok(new)
+}
+
+fn with_ending(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
+
+fn fingerprint(path: &Path) -> Result<String, String> {
+    let line = fs::read_to_string(with_ending(path, ".pub")).map_err(|e| e.to_string())?;
+    PublicKey::from_openssh(&line).map(|key| key.fingerprint(HashAlg::Sha256).to_string()).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keygen(path: &Path) -> bool {
+        let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(path).status();
+        made.is_ok_and(|status| status.success())
+    }
+
+    #[test]
+    fn host_keys_are_made_anew_but_for_those_with_a_certificate() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ssh_host_ed25519_key");
+        if !keygen(&path) {
+            println!("skipped: there is no ssh-keygen");
+            return;
+        }
+        let (before, private) = (fingerprint(&path).unwrap(), fs::read(&path).unwrap());
+        let renewed = renew_host_keys(folder.path());
+        let [one] = renewed.as_slice() else { panic!("{renewed:?}") };
+        assert!(one.void && one.name == before && one.successor == fingerprint(&path).unwrap(), "{one:?}");
+        assert!(before != one.successor && private != fs::read(&path).unwrap());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing is left beside them");
+
+        fs::write(with_ending(&path, "-cert.pub"), "x").unwrap();
+        let kept = renew_host_keys(folder.path());
+        assert!(!kept[0].void && kept[0].detail.contains("certificate"), "{kept:?}");
+        assert_eq!(one.successor, fingerprint(&path).unwrap());
+    }
+
+    #[test]
+    fn a_folder_without_keys_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let none = renew_host_keys(folder.path());
+        assert!(!none[0].void && none[0].detail.contains("no host keys"), "{none:?}");
+    }
+
+    #[test]
+    fn what_the_session_left_in_the_entry_counts_and_not_what_locking_made_of_it() {
+        let rotation = Rotation::default();
+        rotation.see(Some(State::Unknown("a password and no expiry".into())));
+        rotation.see(Some(State::Locked));
+        let found = rotation.found.lock().unwrap().take();
+        let password = password("emergency", found);
+        assert!(password.void && password.detail.contains("a password and no expiry"), "{password:?}");
+    }
+}
