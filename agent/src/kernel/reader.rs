@@ -33,6 +33,7 @@ use super::{
     position::Position,
     ring::{Next, Ring},
     sequence::{Lane, Missing, Track, Tracks},
+    statistics::Skips,
 };
 use crate::recorder::source::{EventSource, Observed};
 
@@ -67,6 +68,7 @@ pub struct Reader {
     expected: Option<Vec<(Lane, u64)>>,
     compared: Instant,
     generation: [u8; 16],
+    skips: Skips,
     /// What the programs say about rare faults; passed on to `tracing`.
     log: Option<EbpfLogger<&'static dyn log::Log>>,
     epoll: Epoll,
@@ -107,6 +109,7 @@ impl Reader {
             expected: None,
             compared: Instant::now(),
             generation,
+            skips: Skips::open(pins),
             log: open_log(pins),
             epoll,
             waker: Arc::new(waker),
@@ -200,6 +203,19 @@ impl Reader {
         }
         for ((ring, cpu), missing) in found {
             out.push(self.explain(ring, cpu, missing));
+        }
+    }
+
+    /// Says where the kernel did not run a program that should have run. Nothing is numbered then, so no gap would show.
+    fn tell_skips(&mut self, out: &mut Vec<Observed>) {
+        for (program, times) in self.skips.new_ones() {
+            let message = format!(
+                "the kernel left out {times} runs of {program}, which it had interrupted: what they would have recorded is missing"
+            );
+            tracing::error!("{message}");
+            let alert = v1::Alert { code: "record-interrupted".into(), message, process: None };
+            let event = v1::Event { boot_ns: now(), session: 0, origin: None, body: Some(Body::Alert(alert)) };
+            out.push(Observed { slot: 0, event });
         }
     }
 
@@ -301,6 +317,7 @@ impl EventSource for Reader {
         }
         if drained {
             self.settle(out);
+            self.tell_skips(out);
         }
         self.pass_on_log();
         if let Some(new) = out.get_mut(from..) {
@@ -368,8 +385,11 @@ fn open_log(pins: &Pins) -> Option<EbpfLogger<&'static dyn log::Log>> {
     }
 }
 
+fn now() -> u64 {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |now| Duration::from(now).as_nanos() as u64)
+}
+
 fn gap(ring: RingName, cpu: u32, missing: Missing, cause: &str, bytes: u64) -> Observed {
-    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |now| Duration::from(now).as_nanos() as u64);
     let gap = v1::Gap {
         ring: wire_ring(ring).into(),
         cpu,
@@ -378,6 +398,6 @@ fn gap(ring: RingName, cpu: u32, missing: Missing, cause: &str, bytes: u64) -> O
         cause: cause.into(),
         bytes,
     };
-    let event = v1::Event { boot_ns: now, session: 0, origin: None, body: Some(Body::Gap(gap)) };
+    let event = v1::Event { boot_ns: now(), session: 0, origin: None, body: Some(Body::Gap(gap)) };
     Observed { slot: 0, event }
 }

@@ -1,10 +1,21 @@
 //! What the kernel counts of each program.
 
-use std::{fs, os::fd::AsRawFd};
+use std::{
+    fs, io,
+    os::fd::{AsFd, AsRawFd},
+    time::{Duration, Instant},
+};
 
-use aya::programs::ProgramInfo;
+use aya::programs::{ProgramError, ProgramFd, ProgramInfo};
 
-use super::{error::KernelError, pins::Pins};
+use super::{
+    error::KernelError,
+    object::{Hook, PROGRAMS},
+    pins::Pins,
+};
+
+/// How often [`Skips`] looks. It costs some 20 µs a program.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// One program's counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,13 +37,13 @@ impl ProgramStatistics {
     /// Reads a pinned program's (kernel/bpf/syscall.c, `bpf_prog_show_fdinfo`).
     pub(super) fn read(pins: &Pins, program: &'static str) -> Result<Self, KernelError> {
         let pin = pins.program(program);
-        let info = ProgramInfo::from_pin(&pin).and_then(|info| info.fd());
-        let descriptor = info.map_err(|e| KernelError::pin("cannot open", &pin, e))?;
-        use std::os::fd::AsFd as _;
+        let descriptor = open(pins, program).map_err(|e| KernelError::pin("cannot open", &pin, e))?;
+        Self::of(program, &descriptor).map_err(|e| KernelError::pin("cannot look at", &pin, e))
+    }
+
+    fn of(program: &'static str, descriptor: &ProgramFd) -> io::Result<Self> {
         let number = descriptor.as_fd().as_raw_fd();
-        let text = fs::read_to_string(format!("/proc/self/fdinfo/{number}"))
-            .map_err(|e| KernelError::pin("cannot look at", &pin, e))?;
-        Ok(Self::parse(program, &text))
+        Ok(Self::parse(program, &fs::read_to_string(format!("/proc/self/fdinfo/{number}"))?))
     }
 
     fn parse(program: &'static str, text: &str) -> Self {
@@ -47,6 +58,47 @@ impl ProgramStatistics {
             run_ns: value("run_time_ns"),
             skipped: value("recursion_misses"),
         }
+    }
+}
+
+fn open(pins: &Pins, program: &'static str) -> Result<ProgramFd, ProgramError> {
+    ProgramInfo::from_pin(pins.program(program))?.fd()
+}
+
+/// Watches for runs that the kernel left out. Tracepoint programs cannot interrupt themselves, and what a timer's signal makes
+/// them miss is nobody's.
+pub struct Skips {
+    programs: Vec<(&'static str, ProgramFd, u64)>,
+    looked: Instant,
+}
+
+impl Skips {
+    /// Holds the pinned programs; those that cannot be held are not watched.
+    pub fn open(pins: &Pins) -> Self {
+        let interruptible = PROGRAMS.iter().filter(|program| !matches!(program.hook, Hook::Tracepoint(_)));
+        let programs = interruptible.filter_map(|program| {
+            let descriptor = open(pins, program.name).ok()?;
+            let skipped = ProgramStatistics::of(program.name, &descriptor).ok()?.skipped;
+            Some((program.name, descriptor, skipped))
+        });
+        Self { programs: programs.collect(), looked: Instant::now() }
+    }
+
+    /// Programs that were left out since the last look, and how often.
+    pub fn new_ones(&mut self) -> Vec<(&'static str, u64)> {
+        if self.looked.elapsed() < LOOK_EVERY {
+            return Vec::new();
+        }
+        self.looked = Instant::now();
+        let mut grown = Vec::new();
+        for (program, descriptor, known) in &mut self.programs {
+            let skipped = ProgramStatistics::of(program, descriptor).map_or(*known, |now| now.skipped);
+            if skipped > *known {
+                grown.push((*program, skipped - *known));
+                *known = skipped;
+            }
+        }
+        grown
     }
 }
 

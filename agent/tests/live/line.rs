@@ -25,7 +25,7 @@ fn wired_ports() -> Option<(PathBuf, PathBuf)> {
         .ok()?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ttyS")))
-        .filter(|path| fs::read_link(path.join("device/subsystem")).is_ok_and(|subsystem| subsystem.ends_with("pci")))
+        .filter(|path| fs::canonicalize(path).is_ok_and(|device| device.starts_with("/sys/devices/pci0000:00")))
         .collect();
     ports.sort();
     let device = |path: &PathBuf| Path::new("/dev").join(path.file_name().unwrap_or_default());

@@ -117,7 +117,8 @@ fn key_of(process: v1::Process) -> Key {
     (process.pid, process.start_ns / NS_PER_TICK)
 }
 
-/// A program outside the session that was seen to start.
+/// A program outside the session that was seen to start, or what one of those descends from.
+#[derive(Clone)]
 struct Known {
     parent: Option<v1::Process>,
     exe: Vec<u8>,
@@ -172,20 +173,21 @@ impl Links {
     }
 
     /// From the parent upwards: what was seen to start, and beyond that what the system says now.
-    fn ancestors(&self, parent: Option<v1::Process>) -> Vec<Ancestor> {
+    fn ancestors(&mut self, parent: Option<v1::Process>) -> Vec<Ancestor> {
         let mut found = Vec::new();
         let mut next = parent;
         while let Some(process) = next.filter(|process| process.pid != 0 && found.len() < rules::DEPTH_MAX) {
-            let known = self.known.get(&key_of(process));
-            let (parent, exe, link) = match known {
-                Some(known) => (known.parent, known.exe.clone(), known.link.clone()),
+            let known = match self.known.get(&key_of(process)) {
+                Some(known) => known.clone(),
                 None => {
                     let Some((parent, exe)) = self.around.process(process) else { break };
-                    (parent, exe, None)
+                    let known = Known { parent, exe, link: None };
+                    self.remember(process, known.clone());
+                    known
                 }
             };
-            found.push(Ancestor { process, exe, link });
-            next = parent;
+            found.push(Ancestor { process, exe: known.exe, link: known.link });
+            next = known.parent;
         }
         found
     }

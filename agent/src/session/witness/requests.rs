@@ -28,6 +28,8 @@ const IDLE: [&[u8]; 6] =
 /// Folders and files of cron, anacron and at.
 const JOBS: [&[u8]; 6] =
     [b"/var/spool/cron/", b"/var/spool/at/", b"/var/spool/anacron/", b"/etc/cron", b"/etc/anacrontab", b"/etc/at"];
+/// Those of at alone.
+const AT: [&[u8]; 4] = [b"/var/spool/cron/atjobs/", b"/var/spool/cron/atspool/", b"/var/spool/at/", b"/etc/at"];
 /// Parts of paths of the service manager's units.
 const UNITS: [&[u8]; 2] = [b"/systemd/system/", b"/systemd/user/"];
 
@@ -57,6 +59,13 @@ pub struct Written {
     pub boot_ns: u64,
     /// The file.
     pub path: Vec<u8>,
+}
+
+impl Written {
+    /// Of a file of cron's or at's: whether it is at's.
+    pub fn is_for_at(&self) -> bool {
+        AT.iter().any(|front| self.path.starts_with(front))
+    }
 }
 
 /// All that a session asked for.
@@ -126,7 +135,7 @@ impl Requests {
     }
 
     /// Files of cron and at, the newest first.
-    pub fn jobs(&self) -> impl Iterator<Item = &Written> {
+    pub fn jobs(&self) -> impl Iterator<Item = &Written> + Clone {
         self.jobs.iter().rev()
     }
 

@@ -23,7 +23,8 @@ const INIT: u32 = 1;
 const CONTAINER_PROGRAMS: [&[u8]; 8] =
     [b"dockerd", b"containerd", b"containerd-shim", b"containerd-shim-runc-v2", b"conmon", b"podman", b"crio", b"runc"];
 const MULTIPLEXER_PROGRAMS: [&[u8]; 3] = [b"tmux", b"screen", b"zellij"];
-const JOB_PROGRAMS: [&[u8]; 5] = [b"cron", b"crond", b"atd", b"anacron", b"fcron"];
+const CRON_PROGRAMS: [&[u8]; 4] = [b"cron", b"crond", b"anacron", b"fcron"];
+const AT_PROGRAMS: [&[u8]; 1] = [b"atd"];
 const MANAGER_PROGRAMS: [&[u8]; 2] = [b"systemd", b"systemd-executor"];
 
 /// The link of a program, `None` where none is known. `ancestors` begin with its parent.
@@ -67,16 +68,20 @@ fn job(
     requests: &Requests,
     around: &dyn Around,
 ) -> Option<WitnessLink> {
-    let newest = requests.jobs().next()?;
-    if !ancestors.iter().any(|ancestor| runs(ancestor, &JOB_PROGRAMS)) {
+    let at = if ancestors.iter().any(|ancestor| runs(ancestor, &AT_PROGRAMS)) {
+        true
+    } else if ancestors.iter().any(|ancestor| runs(ancestor, &CRON_PROGRAMS)) {
+        false
+    } else {
         return None;
+    };
+    let mut files = requests.jobs().filter(|written| written.is_for_at() == at);
+    if let Some(stdin) = exec.process.filter(|_| at).and_then(|process| around.stdin(process.pid))
+        && let Some(own) = files.clone().find(|written| written.path == stdin)
+    {
+        return Some(WitnessLink { proven: true, tagged: true, ..wrote(own, Kind::Job, boot_ns) });
     }
-    let stdin = exec.process.and_then(|process| around.stdin(process.pid));
-    let own = requests.jobs().find(|written| stdin.as_ref().is_some_and(|path| *path == written.path));
-    Some(match own {
-        Some(written) => WitnessLink { proven: true, tagged: true, ..wrote(written, Kind::Job, boot_ns) },
-        None => wrote(newest, Kind::Job, boot_ns),
-    })
+    files.next().map(|newest| wrote(newest, Kind::Job, boot_ns))
 }
 
 /// Of a unit that the session had made, or whose file it wrote.

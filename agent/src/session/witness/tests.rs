@@ -201,7 +201,10 @@ fn cron_is_a_hint_for_as_long_as_the_session_lasts() {
     let mut fake = with_init(Fake::default());
     fake.processes.push((cron, Some(INIT), b"/usr/sbin/cron"));
     let mut case = Case::new(fake);
+    case.writes(9 * SECOND, b"/var/spool/cron/atjobs/a1");
+    assert_eq!(case.runs(10 * SECOND, 699, cron, &[]), None, "a job of at is nothing to cron");
     case.writes(10 * SECOND, b"/etc/cron.d/evil");
+    case.writes(11 * SECOND, b"/var/spool/cron/atjobs/a2");
     let link = case.runs(3000 * SECOND, 700, cron, &[]).unwrap();
     assert_eq!((link.kind(), link.proven, link.tagged), (Kind::Job, false, false));
     assert_eq!(link.through, b"/etc/cron.d/evil");
