@@ -38,7 +38,7 @@ use crate::{
         witness::Witnessing,
     },
     ship::{self, Shipper},
-    spool::{Limits, Spool, SpoolReader},
+    spool::{Limits, Recovery, Spool, SpoolReader},
     sys,
 };
 
@@ -131,6 +131,7 @@ async fn start(path: &Path, config: Config, account: Account) -> anyhow::Result<
     let host = Arc::new(host.verifying(config.grant.user_verification).rotating(Rotation::new(&config)));
     let manager = Manager::new(host, recorder.clone(), intents);
     announce(&recorder, &info, &host_name, boot_id).await;
+    tell_cuts(&recorder, &recovery).await;
     let notary = start_notary(&config, &recorder, &host_id).await;
     manager.recover().await;
     if manager.view().session.is_none() {
@@ -281,6 +282,23 @@ async fn announce(recorder: &Recorder, info: &Result<KernelInfo, String>, host_n
     };
     if let Err(error) = recorder.record(None, Body::AgentStarted(started)).await {
         tracing::error!(%error, "the start could not be recorded");
+    }
+}
+
+/// What was cut off the end of the spool, so that it is in the chain itself how far the record of the run before is to be believed.
+async fn tell_cuts(recorder: &Recorder, recovery: &Recovery) {
+    for cut in &recovery.cut {
+        let message = format!(
+            "{} bytes at byte {} of {} were no whole group of frames, written when the agent or the host ended without warning; they were never reported durable, and were cut off",
+            cut.bytes,
+            cut.offset,
+            cut.file.display()
+        );
+        tracing::warn!("{message}");
+        let alert = Alert { code: "spool-cut".into(), message, process: None };
+        if let Err(error) = recorder.record(None, Body::Alert(alert)).await {
+            tracing::error!(%error, "an alert could not be recorded");
+        }
     }
 }
 

@@ -128,7 +128,11 @@ fn envelope(fields: &mut Fields<'_>) -> Option<Result<Envelope, Refusal>> {
     };
     let key = match &certificate {
         Some(certificate) => certificate.key.clone(),
-        None => PublicKey::from_bytes(key).ok()?.key_data().clone(),
+        // The library takes a length inside the key that does not fit.
+        None => {
+            let read = PublicKey::from_bytes(key).ok().filter(|read| read.to_bytes().is_ok_and(|bytes| bytes == key));
+            read?.key_data().clone()
+        }
     };
     let signature = signature_proper(signature)?;
     let signature = SshSig::new(key, std::str::from_utf8(namespace).ok()?, hash, signature).ok()?;

@@ -14,8 +14,9 @@ use breakglass_api::{
 use uuid::Uuid;
 
 use super::{
-    Options, RecordError, Recorder,
+    Options, RecordError, Recorder, clock,
     source::{EventSource, Observed},
+    worker::Worker,
 };
 use crate::spool::{
     Limits, Recovery, Spool, SpoolReader,
@@ -374,4 +375,27 @@ async fn nothing_is_lost_or_twice_over_crashes_and_failing_disks() {
     let seen: Vec<u64> = events.map(|event| event.boot_ns).collect();
     assert!(seen.iter().copied().eq(1..=made), "{} of {made}: not the same, or not in order", seen.len());
     recorder.stop().await;
+}
+
+/// Between two commits the wall clock moved against the boot clock, forward or back: that is in the record, with how far.
+#[test]
+fn a_step_of_the_wall_clock_is_an_event_of_its_own() {
+    let (spool, _) = open(&FakeDisk::default());
+    let (_commands, receiver) = tokio::sync::mpsc::channel(1);
+    let (publish, _) = tokio::sync::watch::channel((0, [0; 32]));
+    let source = Box::new(super::idle::IdleSource::default());
+    let mut worker = Worker::new(source, spool, receiver, publish, Arc::default(), options()).unwrap();
+    let mut step = |boot_ns, wall_offset_ns| {
+        let event = worker.clock_step(&clock::Now { boot_ns, wall_offset_ns })?.event;
+        match event.body {
+            Some(Body::ClockStep(step)) => Some((event.boot_ns, step.nanoseconds)),
+            other => panic!("{other:?}"),
+        }
+    };
+    const HOUR: i64 = 3_600_000_000_000;
+    assert_eq!(step(1, 50 * HOUR), None, "nothing to compare with");
+    assert_eq!(step(2, 50 * HOUR + 1_000_000), None, "a clock that is disciplined");
+    assert_eq!(step(3, 49 * HOUR), Some((3, -HOUR - 1_000_000)));
+    assert_eq!(step(4, 49 * HOUR), None, "told once");
+    assert_eq!(step(5, 50 * HOUR), Some((5, HOUR)));
 }

@@ -337,7 +337,7 @@ impl Worker {
 
     /// An event where the wall clock moved against the boot clock since the last commit. Made once: it stays among the
     /// items until it is durable.
-    fn clock_step(&mut self, now: &clock::Now) -> Option<Item> {
+    pub(super) fn clock_step(&mut self, now: &clock::Now) -> Option<Item> {
         let moved = now.wall_offset_ns.saturating_sub(self.wall_offset_ns.replace(now.wall_offset_ns)?);
         if moved.unsigned_abs() < CLOCK_STEP_NS {
             return None;
