@@ -1,21 +1,29 @@
 #!/usr/bin/env python3
 """Verifies an evidence file. Written from docs/EVIDENCE.md alone, with nothing but Python's standard library.
 
-What lies inside the frames can only be looked at where a zstd decompressor is at hand (Python 3.14, or the package zstandard); without
-one the checks `content` and `complete` stay unproved, and everything that is signed is checked all the same.
+Signatures and proofs are in evidence_proofs.py.
 
-    verify_evidence.py FILE [--host-key HEX]... [--json]
+What lies inside the frames can only be looked at where a zstd decompressor is at hand (Python 3.14, the package zstandard, or the C
+library); without one the checks `content` and `complete` stay unproved, and everything that is signed is checked all the same.
+
+    verify_evidence.py FILE [--host-key HEX]... [--log-key KEY]... [--witness-key KEY]... [--quorum N] [--since NOTE]
+                       [--reviewers FILE] [--json]
 
 Ends with 0 if the file is verified, 1 if it is broken, 6 if it is sound but no host key was given.
 """
 
 import argparse
+import ctypes
 import hashlib
 import json
 import re
 import struct
 import sys
 import uuid
+
+from evidence_proofs import (
+    Broken, LogCheckpoint, NoteKey, Review, continues, hashes_of, is_included, read_reviewers, signature_fits,
+)
 
 try:
     import zstandard
@@ -31,82 +39,30 @@ except ImportError:
             return zstd.decompress(payload)
 
     except ImportError:
-        decompress = None
+        try:
+            libzstd = ctypes.CDLL("libzstd.so.1")
+            libzstd.ZSTD_decompress.restype = ctypes.c_size_t
+            libzstd.ZSTD_decompress.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_size_t]
 
-# --- Ed25519, RFC 8032 section 5.1, in extended coordinates -------------------------------------------------------------
+            def decompress(payload, size):
+                # An error is a number that no content can have.
+                raw = ctypes.create_string_buffer(max(size, 1))
+                length = libzstd.ZSTD_decompress(raw, size, payload, len(payload))
+                if length > size:
+                    raise ValueError("not what the header says")
+                return raw.raw[:length]
 
-P = 2**255 - 19
-L = 2**252 + 27742317777372353535851937790883648493
-D = -121665 * pow(121666, P - 2, P) % P
-ROOT_OF_MINUS_ONE = pow(2, (P - 1) // 4, P)
-NEUTRAL = (0, 1, 1, 0)
-
-
-def add(p, q):
-    a = (p[1] - p[0]) * (q[1] - q[0]) % P
-    b = (p[1] + p[0]) * (q[1] + q[0]) % P
-    c = 2 * p[3] * q[3] * D % P
-    d = 2 * p[2] * q[2] % P
-    e, f, g, h = b - a, d - c, d + c, b + a
-    return (e * f % P, g * h % P, f * g % P, e * h % P)
-
-
-def multiply(scalar, point):
-    result = NEUTRAL
-    while scalar > 0:
-        if scalar & 1:
-            result = add(result, point)
-        point = add(point, point)
-        scalar >>= 1
-    return result
-
-
-def same(p, q):
-    return (p[0] * q[2] - q[0] * p[2]) % P == 0 and (p[1] * q[2] - q[1] * p[2]) % P == 0
-
-
-def decode_point(encoded):
-    """The point, or None for an encoding that is not canonical or of no point."""
-    y = int.from_bytes(encoded, "little")
-    sign, y = y >> 255, y & (2**255 - 1)
-    if y >= P:
-        return None
-    square = (y * y - 1) * pow(D * y * y + 1, P - 2, P) % P
-    x = pow(square, (P + 3) // 8, P)
-    if (x * x - square) % P != 0:
-        x = x * ROOT_OF_MINUS_ONE % P
-    if (x * x - square) % P != 0 or (x == 0 and sign == 1):
-        return None
-    if x & 1 != sign:
-        x = P - x
-    return (x, y, 1, x * y % P)
-
-
-BASE = decode_point((4 * pow(5, P - 2, P) % P).to_bytes(32, "little"))
-
-
-def signature_fits(public, message, signature):
-    key, r = decode_point(public), decode_point(signature[:32])
-    s = int.from_bytes(signature[32:], "little")
-    if key is None or r is None or s >= L:
-        return False
-    if same(multiply(8, key), NEUTRAL) or same(multiply(8, r), NEUTRAL):
-        return False
-    h = int.from_bytes(hashlib.sha512(signature[:32] + public + message).digest(), "little") % L
-    return same(multiply(s, BASE), add(r, multiply(h, key)))
-
+        except OSError:
+            decompress = None
 
 # --- The parts of a file ------------------------------------------------------------------------------------------------
 
 MANIFEST, LINK, CHECKPOINT, FRAME, END = 1, 2, 3, 4, 0xFFFFFFFF
+REVIEWED, LOG, INCLUSION, CONSISTENCY = 16, 17, 18, 19
 RAW_MAX, PAYLOAD_MAX = 33_554_432, 33_817_600
 SECTION_MAX = PAYLOAD_MAX + 152
 OPENED, CLOSED = 2, 4
 SLACK_NS = 120_000_000_000
-
-
-class Broken(Exception):
-    """Bytes that are not what they should be."""
 
 
 class FileBroken(Exception):
@@ -265,6 +221,7 @@ class Numbers:
 # Fields of Batch, Event and the kinds of events that matter here (event.proto).
 SESSIONS, EVENTS = 1, 2
 EVENT_SESSION, ORIGIN, SESSION_OPENED, SESSION_CLOSED, AGENT_STARTED, GAP = 2, 3, 40, 41, 60, 62
+OPERATOR, OPERATOR_KEY = 1, 2
 
 
 def read_batch(frame, session, numbers, told):
@@ -298,17 +255,33 @@ def read_batch(frame, session, numbers, told):
             for kind in (SESSION_OPENED, SESSION_CLOSED):
                 if kind in event:
                     told.setdefault(kind, frame.seq)
+            if SESSION_OPENED in event:
+                opened = message(event[SESSION_OPENED])
+                told.setdefault("operator", tuple(opened.get(field, b"").decode(errors="replace") for field in (OPERATOR, OPERATOR_KEY)))
 
 
 # --- Verifying ----------------------------------------------------------------------------------------------------------
 
 CHECKS = ["file", "host-key", "key-chain", "checkpoints", "frames", "chain", "covered", "opening", "closing", "time",
-          "content", "complete", "log"]
+          "content", "complete", "log", "witnesses", "consistency", "review"]
+
+
+class Trust:
+    def __init__(self, hosts=(), logs=(), witnesses=(), quorum=None, earlier=None, reviewers=None):
+        self.hosts, self.logs = hosts, [NoteKey(text) for text in logs]
+        self.witnesses = list({key.text: key for key in map(NoteKey, witnesses)}.values())
+        self.quorum = len(self.witnesses) if quorum is None else quorum
+        self.earlier = LogCheckpoint(earlier) if earlier is not None else None
+        self.reviewers = read_reviewers(reviewers) if reviewers is not None else None
+        if self.earlier and not any(self.earlier.of_log(key) for key in self.logs):
+            raise SystemExit("the earlier checkpoint is not signed by a log that is trusted")
 
 
 class Verifier:
-    def __init__(self, trusted):
-        self.trusted = trusted
+    def __init__(self, trust):
+        self.trust = trust
+        self.logged, self.note, self.consistencies = {}, None, []
+        self.reviews, self.seen = [], []
         self.checks = {name: dict(name=name, state="unproved", offset=None, frame=None, detail="") for name in CHECKS}
         self.manifest = None
         self.keys, self.births = [], []
@@ -332,7 +305,8 @@ class Verifier:
         return self.checks[name]["state"] == "failed"
 
     def run(self, data):
-        steps = {LINK: self.link, CHECKPOINT: self.checkpoint, FRAME: self.frame}
+        steps = {LINK: self.link, CHECKPOINT: self.checkpoint, FRAME: self.frame, REVIEWED: self.review, LOG: self.log,
+                 INCLUSION: self.inclusion, CONSISTENCY: self.consistency}
         try:
             for kind, offset, content in sections(data):
                 if kind == MANIFEST:
@@ -401,6 +375,8 @@ class Verifier:
         except Broken as error:
             return self.fail("checkpoints", str(error), offset=offset)
         self.claim(stated, offset)
+        leaf = hashlib.sha256(b"\0" + content).digest()
+        self.logged.setdefault(leaf, dict(offset=offset, frame=stated.seq, proved=False))
         if stated.session == self.manifest["session"]:
             for bit in (OPENED, CLOSED):
                 if stated.reasons & bit:
@@ -451,12 +427,134 @@ class Verifier:
         except Broken as error:
             self.fail("content", str(error), **place)
 
+    def review(self, offset, content):
+        if len(self.reviews) >= 64:
+            return self.fail("review", "too many reviews", offset=offset)
+        self.reviews.append((offset, content))
+
+    def log(self, offset, content):
+        if self.note is not None:
+            return self.fail("log", "a second checkpoint of a log", offset=offset)
+        try:
+            note = LogCheckpoint(content)
+        except Broken as error:
+            return self.fail("log", str(error), offset=offset)
+        self.note, self.note_offset = note, offset
+        self.note_trusted = any(note.of_log(key) for key in self.trust.logs)
+        if self.trust.logs and not self.note_trusted:
+            self.fail("log", "the log's checkpoint is not signed by a log that is trusted", offset=offset)
+
+    def inclusion(self, offset, content):
+        if self.note is None:
+            return self.fail("log", "a proof without a checkpoint", offset=offset)
+        try:
+            leaf, index = content[:32], int.from_bytes(content[32:40], "little")
+            path = hashes_of(content[40:])
+            if len(content) < 40:
+                raise Broken("the length of a proof is wrong")
+        except Broken as error:
+            return self.fail("log", str(error), offset=offset)
+        logged = self.logged.get(leaf)
+        if not is_included(leaf, index, path, self.note.size, self.note.root):
+            frame = logged["frame"] if logged else None
+            return self.fail("log", f"leaf {index} is not proved to be in the log", offset=offset, frame=frame)
+        if logged:
+            logged["proved"] = True
+
+    def consistency(self, offset, content):
+        if self.note is None:
+            return self.fail("consistency", "a proof without a checkpoint", offset=offset)
+        try:
+            size, root, path = int.from_bytes(content[:8], "little"), content[8:40], hashes_of(content[40:])
+            if len(content) < 40 or len(self.consistencies) >= 1024:
+                raise Broken("the length of a proof is wrong")
+        except Broken as error:
+            return self.fail("consistency", str(error), offset=offset)
+        if not continues(size, root, path, self.note.size, self.note.root):
+            return self.fail("consistency", f"the log is not proved to continue its {size} leaves", offset=offset)
+        self.consistencies.append((size, root))
+
+    def conclude_review(self):
+        best = None
+        for offset, content in self.reviews:
+            try:
+                review = Review(content)
+                self.check_review(review)
+            except Broken as error:
+                return self.fail("review", str(error), offset=offset)
+            if review.log:
+                self.seen.append((offset, review.log))
+            best = max(best or 0, review.frame)
+        whole = best is not None and self.trust.reviewers is not None and best >= self.last
+        self.settle("review", "passed" if whole else "unproved")
+
+    def check_review(self, review):
+        if review.ids != [self.manifest[name] for name in ("session", "host_id", "stream")]:
+            raise Broken("a review of another session")
+        if self.trust.reviewers is not None and (review.reviewer, review.key) not in self.trust.reviewers:
+            raise Broken("a review by a key that is not that reviewer's")
+        operator, operator_key = self.told.get("operator", ("", ""))
+        if review.reviewer == operator or review.fingerprint() == operator_key:
+            raise Broken("a review by the operator")
+        hash = self.claims.get(review.frame, self.last_hash if review.frame == self.last else None)
+        if hash != review.hash:
+            raise Broken("a review of other frames")
+
+    def conclude_log(self):
+        trusting = bool(self.trust.logs)
+        if self.note is None:
+            if trusting:
+                return self.fail("log", "nothing of a log is in the file")
+            return self.settle("log", "unproved")
+        missing = [leaf for leaf in self.logged.values() if not leaf["proved"]]
+        if not self.note_trusted or not self.logged:
+            return self.settle("log", "unproved")
+        if missing:
+            first = min(missing, key=lambda leaf: leaf["offset"])
+            detail = f"the checkpoint about frame {first['frame']} is not proved to be in the log"
+            return self.fail("log", detail, offset=first["offset"], frame=first["frame"])
+        self.settle("log", "passed", f"{self.note.origin}, {self.note.size} leaves")
+
+    def conclude_witnesses(self):
+        if not self.trust.witnesses:
+            return self.settle("witnesses", "unproved")
+        if self.note is None:
+            return self.fail("witnesses", "nothing of a log is in the file")
+        count = sum(self.note.signed_by(key) for key in self.trust.witnesses)
+        if count < self.trust.quorum:
+            return self.fail("witnesses", f"{count} cosigned, {self.trust.quorum} are needed", offset=self.note_offset)
+        self.settle("witnesses", "passed", f"{count} cosigned")
+
+    def continues(self, size, root):
+        """True, False, or None where the file does not say."""
+        if size >= self.note.size:
+            return size == self.note.size and root == self.note.root
+        roots = [other for known, other in self.consistencies if known == size]
+        return root in roots if roots else None
+
+    def conclude_consistency(self):
+        if self.note is None:
+            return self.settle("consistency", "unproved")
+        for offset, (origin, size, root) in self.seen:
+            if origin == self.note.origin and self.continues(size, root) is False:
+                return self.fail("consistency", "a reviewer was shown another log", offset=offset)
+        earlier = self.trust.earlier
+        if earlier is None:
+            return self.settle("consistency", "unproved")
+        found = earlier.origin == self.note.origin and self.continues(earlier.size, earlier.root)
+        if found:
+            self.settle("consistency", "passed")
+        elif earlier.origin == self.note.origin and earlier.size > self.note.size:
+            self.settle("consistency", "unproved", "the file is older")
+        else:
+            self.fail("consistency", "the log is not proved to continue your checkpoint", offset=self.note_offset)
+
     def conclude(self):
         if not self.keys:
             self.fail("host-key", "the file holds no key")
-        elif self.keys[0] in self.trusted:
+        elif self.keys[0] in self.trust.hosts:
             self.settle("host-key", "passed", self.keys[0].hex())
-        elif self.trusted:
+        elif self.trust.hosts:
             self.fail("host-key", self.keys[0].hex() + " is not trusted")
         else:
             self.settle("host-key", "unproved", self.keys[0].hex() + " was not compared")
@@ -475,7 +573,11 @@ class Verifier:
         else:
             self.conclude_content()
             self.conclude_complete()
-        self.settle("log", "unproved")
+        if self.manifest is not None:
+            self.conclude_review()
+        self.conclude_log()
+        self.conclude_witnesses()
+        self.conclude_consistency()
 
     def conclude_frames(self):
         if self.last is None:
@@ -535,14 +637,28 @@ class Verifier:
         self.settle("complete", "passed" if whole else "unproved", f"{numbers.records} records, {numbers.declared} declared missing")
 
 
+def read_file(name):
+    if name is None:
+        return None
+    with open(name, "rb") as file:
+        return file.read()
+
+
 def main():
     parser = argparse.ArgumentParser(description="Verifies a Breakglass evidence file.")
     parser.add_argument("file")
     parser.add_argument("--host-key", action="append", default=[], type=bytes.fromhex, metavar="HEX")
+    parser.add_argument("--log-key", action="append", default=[], metavar="KEY")
+    parser.add_argument("--witness-key", action="append", default=[], metavar="KEY")
+    parser.add_argument("--quorum", type=int, metavar="N")
+    parser.add_argument("--since", metavar="FILE")
+    parser.add_argument("--reviewers", metavar="FILE")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    with open(arguments.file, "rb") as file:
-        report = Verifier(arguments.host_key).run(file.read())
+    earlier, reviewers = read_file(arguments.since), read_file(arguments.reviewers)
+    trust = Trust(arguments.host_key, arguments.log_key, arguments.witness_key, arguments.quorum, earlier,
+                  reviewers.decode() if reviewers is not None else None)
+    report = Verifier(trust).run(read_file(arguments.file))
     if arguments.json:
         print(json.dumps(report))
     else:

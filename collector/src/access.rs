@@ -51,6 +51,17 @@ where
     Ok((peer, scope))
 }
 
+/// The caller, who must be one that signs sessions off.
+pub fn reviewer<T>(request: &Request<T>) -> Result<Peer, Status> {
+    let peer = peer(request)?;
+    match peer.role {
+        Role::Reviewer | Role::Admin => Ok(peer),
+        Role::Host | Role::Collector | Role::Operator => {
+            Err(denied(&peer, "only reviewers and administrators sign sessions off"))
+        }
+    }
+}
+
 /// The caller may see everything, or is told why not.
 pub fn require_all(peer: &Peer, scope: &Scope) -> Result<(), Status> {
     match scope {

@@ -8,12 +8,14 @@
 
 pub mod access;
 pub mod cli;
+pub mod feed;
 pub mod index;
 pub mod ingest;
 pub mod pki;
 pub mod presence;
 pub mod query;
 pub mod quote;
+pub mod reviews;
 pub mod server;
 pub mod settings;
 pub mod store;

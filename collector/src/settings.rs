@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::reviews::ReviewSettings;
 use crate::tlog::settings::LogSettings;
 
 /// `collector.toml`. Unknown keys are refused.
@@ -20,6 +21,9 @@ pub struct Settings {
     /// The transparency log.
     #[serde(default)]
     pub log: LogSettings,
+    /// Reviews of sessions.
+    #[serde(default)]
+    pub review: ReviewSettings,
 }
 
 /// Where everything lies below the collector's folder.
@@ -77,6 +81,16 @@ impl Layout {
     /// The database of what was derived from the frames.
     pub fn index_db(&self) -> PathBuf {
         self.data().join("index.db")
+    }
+
+    /// The database of reviews.
+    pub fn reviews_db(&self) -> PathBuf {
+        self.data().join("reviews.db")
+    }
+
+    /// Who may review, in the form of allowed_signers.
+    pub fn reviewers(&self) -> PathBuf {
+        self.root.join("reviewers")
     }
 
     /// The key of the transparency log.

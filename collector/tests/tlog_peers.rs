@@ -12,9 +12,11 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use breakglass_api::checkpoint::{Kind, NUMBERS_MAX, Number, Signed, Statement, reason};
 use breakglass_collector::settings::Layout;
 use breakglass_collector::tlog::LogService;
 use breakglass_collector::tlog::settings::WitnessSettings;
+use ed25519_dalek::{Signer, SigningKey};
 use tokio::sync::watch;
 
 /// How long anything may take.
@@ -157,6 +159,30 @@ fn their_witness(python: &Path, dir: &Path, log_key: &str) -> (Running, String, 
     (running, url, key)
 }
 
+/// What a host signed when it had recorded `n` frames; of a host with many CPUs now and then.
+fn leaf(n: u64) -> Vec<u8> {
+    let key = SigningKey::from_bytes(&[7; 32]);
+    let numbers = if n % 256 == 2 { NUMBERS_MAX as u32 } else { 2 };
+    let statement = Statement {
+        kind: Kind::Checkpoint,
+        reasons: reason::ACTIVITY,
+        host_id: [1; 16],
+        host_key: key.verifying_key().to_bytes(),
+        epoch: 0,
+        stream_id: [2; 16],
+        seq: n + 1,
+        hash: [3; 32],
+        boot_id: [4; 16],
+        boot_ns: n,
+        wall_ns: 0,
+        session: [0; 16],
+        session_seq: 0,
+        numbers: (0..numbers).map(|cpu| Number { ring: 0, cpu, upto: n }).collect(),
+    };
+    let signature = key.sign(&Statement::signing_input(&statement.encode())).to_bytes();
+    Signed { statement, signature }.encode()
+}
+
 /// Our log with their witness: every checkpoint needs its cosignature.
 struct OurLog {
     dir: tempfile::TempDir,
@@ -202,7 +228,7 @@ impl OurLog {
 
     /// Appends leaves up to a size and waits until a checkpoint with them is served.
     async fn grow(&self, from: u64, to: u64) {
-        let leaves: Vec<Vec<u8>> = (from..to).map(|n| format!("checkpoint {n}").into_bytes()).collect();
+        let leaves: Vec<Vec<u8>> = (from..to).map(leaf).collect();
         assert_eq!(self.service.log().append(&leaves).await.unwrap(), (from..to).collect::<Vec<_>>());
         let mut status = self.service.status();
         let published = status.wait_for(|status| status.published_size == to);
@@ -231,10 +257,23 @@ async fn their_client_verifies_our_log_that_their_witness_cosigns() {
         for index in [0, 2, from, to - 1] {
             let entry = log.file("entry");
             log.verify(python, "verify-inclusion", &["--index", &index.to_string(), "--entry-out", &entry]);
-            assert_eq!(std::fs::read_to_string(&entry).unwrap(), format!("checkpoint {index}"));
+            assert_eq!(std::fs::read(&entry).unwrap(), leaf(index));
         }
     }
     proofs_of_the_command_line_verify(python, &log);
+    let audited = collector(&[
+        "log",
+        "audit",
+        "--url",
+        &log.url,
+        "--log-key",
+        &log.key,
+        "--witness-key",
+        &log.witness_key,
+        "--since",
+        &saved,
+    ]);
+    assert!(audited.contains("600 leaves, all there") && audited.contains("600 statements"), "{audited}");
     let said = collector(&["log", "status", "--dir", &log.home()]);
     assert!(
         said.contains("600 of 600 leaves") && said.contains("1 of 1 witnesses, 1 needed: their.example/w1"),
@@ -249,7 +288,7 @@ fn proofs_of_the_command_line_verify(python: &Path, log: &OurLog) {
     let (head, note) = proof.split_once("\n\n").unwrap();
     let hashes = head.strip_prefix("c2sp.org/tlog-proof@v1\nindex 511\n").unwrap();
     let [leaf, hashes_file] = [log.file("leaf"), log.file("proof")];
-    std::fs::write(&leaf, "checkpoint 511").unwrap();
+    std::fs::write(&leaf, self::leaf(511)).unwrap();
     std::fs::write(&hashes_file, format!("{hashes}\n")).unwrap();
     let mut lines = note.lines();
     let (Some("our.example/log"), Some(size), Some(root)) = (lines.next(), lines.next(), lines.next()) else {

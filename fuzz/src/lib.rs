@@ -14,6 +14,7 @@ mod evidence;
 mod host;
 pub mod mutate;
 mod proofs;
+mod review;
 mod wire;
 
 /// A function that takes any bytes and panics where a promise is broken.
@@ -48,6 +49,11 @@ pub const TARGETS: &[Target] = &[
     },
     Target { name: "statement", about: "checkpoints and links of keys", max_len: 1024, run: evidence::statement },
     Target { name: "evidence", about: "evidence files", max_len: 4096, run: evidence::file },
+    Target { name: "verify", about: "evidence files, by breakglass verify", max_len: 8192, run: evidence::verify },
+    Target { name: "log-proof", about: "proofs of a transparency log", max_len: 512, run: evidence::log_proof },
+    Target { name: "log-history", about: "leaves of a log, by an audit", max_len: 4096, run: evidence::history },
+    Target { name: "review", about: "signed reviews", max_len: 4608, run: review::signed },
+    Target { name: "reviewers", about: "files of reviewers", max_len: 4096, run: review::list },
     Target { name: "note", about: "checkpoints of a transparency log", max_len: 2048, run: evidence::note },
     Target {
         name: "add-checkpoint",

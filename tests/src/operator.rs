@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    path::{Path, PathBuf},
     process::{Command, Output},
 };
 
@@ -9,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use breakglass_api::v1::Session;
 use serde::Deserialize;
 
-use crate::{machine, poll, stack::Stack, terminal::Terminal};
+use crate::{machine, poll, sshd::make_key, stack::Stack, terminal::Terminal};
 
 /// What `breakglass open --no-ssh --json` prints, as far as the tests use it.
 #[derive(Clone, Debug, Deserialize)]
@@ -88,6 +89,15 @@ impl Stack {
         })
     }
 
+    /// Waits until the collector also has what the session left behind, after which nothing more is recorded of it.
+    pub fn compared(&self, session: &str) -> Result<Session> {
+        let mut query = self.query()?;
+        poll::until("the collector to have what the session left behind", poll::EVENTUALLY, || {
+            let session = query.session(session)?;
+            Ok(session.compared.then_some(session))
+        })
+    }
+
     /// Plain ssh into the emergency account with the operator's key, nothing taken from the user's own configuration.
     pub fn ssh(&self, opened: &Opened) -> Command {
         let mut command = Command::new("ssh");
@@ -126,6 +136,33 @@ impl Stack {
     /// What a reviewer's command prints.
     pub fn reviewed(&self, arguments: &[&str]) -> Result<String> {
         machine::run(self.breakglass().args(arguments))
+    }
+
+    /// Lets the reviewer sign sessions off, with an SSH key of their own; returns the key.
+    pub fn make_reviewer(&self) -> Result<PathBuf> {
+        let key = self.path("reviewer/id_ed25519");
+        make_key(&key, "reviewer")?;
+        self.list_reviewer(&key)?;
+        Ok(key)
+    }
+
+    /// Has the collector take the reviewer's signatures with this key alone.
+    pub fn list_reviewer(&self, key: &Path) -> Result<()> {
+        let public = fs::read_to_string(key.with_extension("pub")).context("no public key")?;
+        fs::write(self.reviewers(), format!("reviewer {public}")).context("cannot write the list of reviewers")
+    }
+
+    /// The file that lists who may review.
+    pub fn reviewers(&self) -> PathBuf {
+        self.path("collector/reviewers")
+    }
+
+    /// The key of the collector's transparency log.
+    pub fn log_key(&self) -> Result<String> {
+        let mut status = Command::new(&self.binaries.collector);
+        status.args(["log", "status", "--json", "--dir"]).arg(self.path("collector"));
+        let status: serde_json::Value = serde_json::from_str(&machine::run(&mut status)?)?;
+        Ok(status["key"].as_str().context("the log has no key")?.to_owned())
     }
 
     /// Lets the operator's ssh know the host's keys.

@@ -48,7 +48,8 @@
 //!    but for the newest of them, with which the chain is tied to what follows.
 //! 2. Every frame is checked: structure, hash, stream, sequence, hash of the frame before.
 //! 3. Bytes at the very end that are no whole frame, with no valid frame behind them, were never reported durable: cut.
-//!    So are frames at the end of the last stream that miss the last frame of their group. Both are in [`Recovery`].
+//!    So are frames at the end of the last stream that miss the last frame of their group. Both are in [`Recovery`],
+//!    and the agent says so in the record, by alerts `spool-cut`.
 //! 4. No frame at all: a new generation with a new stream id begins. A stream that may have been shipped is never
 //!    begun a second time.
 //! 5. Anything else that does not fit is damage. The frames before it stay. Every intact frame behind it is sealed again
@@ -129,7 +130,7 @@ pub struct Recovery {
     pub last_hash: Hash,
     /// Where the event source was after the last durable group.
     pub resume: Option<Vec<u8>>,
-    /// What was cut from the end: never reported durable. Normal after a power failure.
+    /// What was cut from the end: never reported durable. Normal after a power failure. The agent puts it into the record, as alerts.
     pub cut: Vec<Cut>,
     /// What was damaged, by now repaired. Also in the record, as alerts.
     pub damage: Vec<Damage>,

@@ -30,10 +30,14 @@ pub mod kind {
     pub const CHECKPOINT: u32 = 3;
     /// A frame, in order.
     pub const FRAME: u32 = 4;
-    /// A signed review of the session.
+    /// A signed review of the session: a text and the signature behind it.
     pub const REVIEW: u32 = 16;
-    /// Proofs of a transparency log.
-    pub const LOG_PROOF: u32 = 17;
+    /// The checkpoint of a transparency log, a signed note with its cosignatures. At most one.
+    pub const LOG_CHECKPOINT: u32 = 17;
+    /// That a statement is in that log.
+    pub const INCLUSION: u32 = 18;
+    /// That the log continues an earlier state.
+    pub const CONSISTENCY: u32 = 19;
     /// The end.
     pub const END: u32 = 0xffff_ffff;
 }

@@ -11,7 +11,8 @@ use clap_complete::Shell;
 
 use crate::{
     config::Config,
-    evidence, operator,
+    evidence,
+    operator::{self, failure::Failure},
     print::{Color, Options, note, safe},
     security::{self, client},
 };
@@ -98,6 +99,8 @@ pub enum Command {
     Events(security::events::EventsArgs),
     /// Find text in commands, in what was typed and in what the screen showed
     Search(security::search::SearchArgs),
+    /// Sign a session off, once you have looked at it
+    Review(security::review::ReviewArgs),
     /// Save everything that proves a session, as one file to be verified offline
     Export(security::export::ExportArgs),
     /// Verify an evidence file: offline, with public keys only
@@ -141,6 +144,7 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Replay(args) => security::replay::run(args, &config, &options).await,
         Command::Events(args) => security::events::run(args, &config, &options).await,
         Command::Search(args) => security::search::run(args, &config, &options).await,
+        Command::Review(args) => security::review::run(args, &config, &options).await,
         Command::Export(args) => security::export::run(args, &config, &options).await,
         Command::Verify(args) => evidence::run(args, &options),
         Command::Completions { shell } => completions(*shell),
@@ -162,7 +166,10 @@ fn report(error: &anyhow::Error) -> u8 {
         return 0;
     }
     note(&safe::lines(format!("breakglass: {error:#}").as_bytes()));
-    error.chain().find_map(|cause| cause.downcast_ref::<client::Error>()).map_or(1, client::Error::exit_code)
+    let of_client =
+        |cause: &(dyn std::error::Error + 'static)| Some(cause.downcast_ref::<client::Error>()?.exit_code());
+    let of_operator = |cause: &(dyn std::error::Error + 'static)| Some(cause.downcast_ref::<Failure>()?.exit_code());
+    error.chain().find_map(|cause| of_client(cause).or_else(|| of_operator(cause))).unwrap_or(1)
 }
 
 fn is_closed_pipe(error: &anyhow::Error) -> bool {

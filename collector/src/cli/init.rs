@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 
 use crate::pki::{Authority, create_private_dir, write_new, write_private};
+use crate::reviews::ReviewSettings;
 use crate::settings::{Layout, Settings};
 use crate::tlog::note::{KeyType, NoteKey};
 use crate::tlog::settings::LogSettings;
@@ -47,7 +48,8 @@ impl Init {
         let origin = self.log_origin.clone().unwrap_or_else(|| format!("{}/log", self.name));
         let log_key = NoteKey::generate(&origin, KeyType::Note).context("--log-origin")?;
         let log = LogSettings { origin, listen: self.log_listen, ..LogSettings::default() };
-        let settings = Settings { name: self.name.clone(), listen: self.listen, log };
+        let review = ReviewSettings::default();
+        let settings = Settings { name: self.name.clone(), listen: self.listen, log, review };
         let config = toml::to_string(&settings).context("cannot write the settings")?;
 
         create_private_dir(&self.dir)?;
@@ -83,7 +85,8 @@ impl Init {
              Enrol a host:    breakglass-collector enroll host web1 --dir {dir} --out web1\n\
              \x20                then copy the folder web1 to the host as /etc/breakglass/host\n\
              Enrol a person:  breakglass-collector enroll person alice --role reviewer --dir {dir} --out alice\n\
-             \x20                then: breakglass --config alice/config.toml sessions\n\n\
+             \x20                then: breakglass --config alice/config.toml sessions\n\
+             Let her review:  echo \"alice $(cat alice-ssh-key.pub)\" >> {dir}/reviewers\n\n\
              Its transparency log is verified with this key; give it to auditors and witnesses:\n\n\
              \x20   {log}\n\n\
              {dir}/ca.key signs every certificate: keep a copy offline, and remove it here when nobody has to be enrolled.",

@@ -1,5 +1,6 @@
 //! `breakglass-collector log`: reads the log's files, beside a running collector or without one.
 
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -32,6 +33,8 @@ pub enum Log {
         breakglass-collector log proof --dir /var/lib/breakglass-collector --from-size 12"
     )]
     Proof(ProofArguments),
+    /// Read a whole log, anybody's, and say which sessions there were and whether anything that a host signed is missing.
+    Audit(super::audit::Audit),
 }
 
 #[derive(Debug, Args)]
@@ -56,11 +59,18 @@ pub struct ProofArguments {
 }
 
 impl Log {
-    pub fn run(&self) -> anyhow::Result<()> {
+    /// Runs it: 3 where an audit found something.
+    pub fn run(&self) -> anyhow::Result<ExitCode> {
         match self {
-            Self::Status(arguments) => status(arguments),
-            Self::Proof(arguments) => proof(arguments),
+            Self::Status(arguments) => status(arguments)?,
+            Self::Proof(arguments) => proof(arguments)?,
+            Self::Audit(audit) => {
+                if !super::runtime()?.block_on(audit.run())? {
+                    return Ok(ExitCode::from(3));
+                }
+            }
         }
+        Ok(ExitCode::SUCCESS)
     }
 }
 

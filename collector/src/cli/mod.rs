@@ -1,5 +1,6 @@
 //! The command line of `breakglass-collector`.
 
+mod audit;
 mod enroll;
 mod init;
 mod log;
@@ -74,14 +75,14 @@ struct Serve {
     listen: Option<SocketAddr>,
 }
 
-/// Runs the program: 0 for success, 1 for failure, 2 for a mistake on the command line.
+/// Runs the program: 0 for success, 1 for failure, 2 for a mistake on the command line, 3 where an audit found something.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_env("BREAKGLASS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     // A log line must never end the program: a subscriber that is set already is as good.
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
     match run(cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("breakglass-collector: {error:#}");
             ExitCode::FAILURE
@@ -89,8 +90,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
-    match command {
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let done = match command {
         Command::Init(init) => init.run(),
         Command::Enroll(enroll) => enroll.run(),
         Command::Serve(serve) => {
@@ -101,9 +102,10 @@ fn run(command: Command) -> anyhow::Result<()> {
             let layout = Layout::new(&folder.dir);
             runtime()?.block_on(reindex(&layout))
         }
-        Command::Log(log) => log.run(),
+        Command::Log(log) => return log.run(),
         Command::Witness(witness) => witness.run(),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

@@ -27,6 +27,7 @@ use tokio::time::Instant;
 
 pub use attest::hex;
 pub use fold::starts_command;
+pub(crate) use model::SessionState;
 pub use model::{Decoded, session_of};
 pub use proof::{FindingRecord, StatementRecord};
 pub use read::{CommandRecord, IndexReader, SessionRecord, TerminalRecord, Uuid};
@@ -101,6 +102,8 @@ pub struct Done {
 /// Builds the index.
 pub struct Indexer {
     store: Store,
+    /// The identity of `store`.
+    identity: Vec<u8>,
     writer: SqlitePool,
     readers: SqlitePool,
     /// Arrival number of the last frame that was indexed.
@@ -152,7 +155,12 @@ impl Indexer {
             }
         };
         let (announce, _) = watch::channel(position);
-        Ok(Some(Self { store: store.clone(), writer, readers, position, announce, working: None }))
+        Ok(Some(Self { store: store.clone(), identity, writer, readers, position, announce, working: None }))
+    }
+
+    /// A name that stays the same as long as the index numbers what it derives the same: with the same frames and the same version.
+    pub fn source(&self) -> String {
+        format!("index {VERSION} of {}", hex(&self.identity))
     }
 
     /// The reading side.

@@ -1,10 +1,15 @@
 //! From rows to messages.
 
-use breakglass_api::v1::{Command, Exec, ExecFailed, Exit, Finding, Gap, LeftBehind, Session, TerminalInfo};
+use breakglass_api::v1::{
+    Command, Exec, ExecFailed, Exit, Finding, Gap, LeftBehind, Review as ReviewMessage, Session, SessionOpened,
+    TerminalInfo,
+};
 use prost::Message;
 
 use super::lookup::Hosts;
-use crate::index::{CommandRecord, FindingRecord, SessionRecord, TerminalRecord};
+use crate::index::{CommandRecord, FindingRecord, SessionRecord, SessionState, TerminalRecord};
+use crate::reviews::book::ReviewRecord;
+use crate::reviews::queue::Standing;
 
 /// Cause of a gap that stands for frames which the agent no longer had when it connected.
 const FRAMES_LOST: &str = "frames-lost-by-agent";
@@ -22,6 +27,7 @@ pub(super) fn session(
     hosts: &Hosts,
     terminals: Vec<TerminalRecord>,
     findings: Vec<FindingRecord>,
+    standing: Standing,
 ) -> Session {
     let host = hosts.get(&record.host);
     let state = record.state;
@@ -53,7 +59,31 @@ pub(super) fn session(
         changes: state.changes,
         doors: state.doors,
         witnessed: state.witnessed,
+        reviews: standing.reviews.into_iter().map(review).collect(),
+        reviewed: standing.reviewed,
+        review_due_ns: standing.due_ns,
+        review_overdue: standing.overdue,
     }
+}
+
+/// A review that counts.
+pub(super) fn review(record: ReviewRecord) -> ReviewMessage {
+    let ReviewRecord { review, text, signature, key, received_ns } = record;
+    ReviewMessage {
+        reviewer: review.reviewer,
+        key,
+        verdict: review.verdict.word().to_owned(),
+        note: review.note,
+        last_frame: review.last_frame,
+        received_ns,
+        text,
+        signature,
+    }
+}
+
+/// The opening, as far as it is known.
+pub(super) fn opened(state: &SessionState) -> SessionOpened {
+    decoded(state.opened.as_deref()).unwrap_or_default()
 }
 
 fn finding(record: FindingRecord) -> Finding {

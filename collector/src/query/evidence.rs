@@ -28,13 +28,13 @@ const PAGE: Page = Page { events: 16_384, bytes: 1024 * 1024 };
 const CHUNK: usize = 1024 * 1024;
 
 /// What goes into the file.
-struct Range {
-    record: SessionRecord,
-    stream: [u8; 16],
+pub(super) struct Range {
+    pub(super) record: SessionRecord,
+    pub(super) stream: [u8; 16],
     /// First frame of the session.
     first: u64,
     /// Last frame of the file: the last that the statement over the session's end covers.
-    last: u64,
+    pub(super) last: u64,
     /// Whose signature covers the end, and of which epoch; none where nothing does yet.
     signer: Option<(PublicKey, u64)>,
 }
@@ -44,6 +44,7 @@ impl QueryService {
     pub(super) async fn evidence(
         self,
         record: SessionRecord,
+        log_size: u64,
     ) -> Result<impl Stream<Item = Result<EvidenceChunk, Status>> + use<>, Status> {
         let range = self.range(record).await?;
         let manifest = self.manifest(&range).await?;
@@ -69,11 +70,26 @@ impl QueryService {
                     }
                 }
             }
+            let reviews = self.reviews(range.record.uuid).await?;
+            for signed in &reviews {
+                yield EvidenceChunk { data: writer.section(kind::REVIEW, signed) };
+            }
+            if let Some(checkpoint) = self.published(&range).await? {
+                yield EvidenceChunk { data: writer.section(kind::LOG_CHECKPOINT, &checkpoint.to_bytes()) };
+                let mut after = 0;
+                while let Some((id, checkpoints)) = self.checkpoints(&range, after).await? {
+                    after = id;
+                    let proofs = self.inclusions(&checkpoints, checkpoint.size()).await?;
+                    yield EvidenceChunk { data: all_of(&mut writer, kind::INCLUSION, &proofs) };
+                }
+                let proofs = self.consistencies(&reviews, log_size, checkpoint.size()).await?;
+                yield EvidenceChunk { data: all_of(&mut writer, kind::CONSISTENCY, &proofs) };
+            }
             yield EvidenceChunk { data: writer.end() };
         })
     }
 
-    async fn range(&self, record: SessionRecord) -> Result<Range, Status> {
+    pub(super) async fn range(&self, record: SessionRecord) -> Result<Range, Status> {
         let record = self.wait_signed(record).await?;
         let (first, last) =
             (self.header(record.state.first_arrival).await?, self.header(record.state.last_arrival).await?);
@@ -113,7 +129,7 @@ impl QueryService {
         }
     }
 
-    async fn header(&self, arrival: i64) -> Result<Header, Status> {
+    pub(super) async fn header(&self, arrival: i64) -> Result<Header, Status> {
         let frame = self.store.frame(arrival).await.map_err(unavailable)?;
         let frame = frame.ok_or_else(|| Status::data_loss("a frame of this session is no longer there"))?;
         let parsed = Frame::parse(&frame.bytes);
@@ -152,7 +168,7 @@ impl QueryService {
     }
 
     /// The next checkpoints, with the place of the last.
-    async fn checkpoints(&self, range: &Range, after: i64) -> Result<Option<(i64, Vec<Signed>)>, Status> {
+    pub(super) async fn checkpoints(&self, range: &Range, after: i64) -> Result<Option<(i64, Vec<Signed>)>, Status> {
         let bounds = (range.first.saturating_sub(1), range.last);
         let found = self.index.checkpoints(range.record.host, range.stream, bounds, after, STATEMENTS).await;
         let found = found.map_err(unavailable)?;
@@ -183,6 +199,10 @@ impl QueryService {
         }
         Ok((!taken.is_empty()).then_some(taken))
     }
+}
+
+fn all_of(writer: &mut Writer, kind: u32, contents: &[Vec<u8>]) -> Vec<u8> {
+    contents.iter().flat_map(|content| writer.section(kind, content)).collect()
 }
 
 fn sections(writer: &mut Writer, kind: u32, statements: &[Signed]) -> Vec<u8> {

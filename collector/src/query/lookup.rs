@@ -6,9 +6,9 @@ use breakglass_api::v1::{Host, ListHostsResponse, ListSessionsRequest, ListSessi
 use tonic::Status;
 use uuid::Uuid;
 
-use super::{QueryService, convert, limit, unavailable};
+use super::{LIMIT_MAX, QueryService, convert, limit, unavailable};
 use crate::access::Scope;
-use crate::index::{SessionRecord, hex};
+use crate::index::{SessionRecord, SessionState, hex};
 use crate::store::HostRecord;
 
 /// Fewest characters of a session id.
@@ -18,6 +18,14 @@ const CANDIDATES: u32 = 50;
 
 /// Findings told of one session; one is enough to distrust it.
 const FINDINGS_MAX: u32 = 100;
+
+/// Which sessions to list.
+struct Listing {
+    hosts: Option<Vec<i64>>,
+    operator: Option<String>,
+    open_only: bool,
+    before: Option<SessionState>,
+}
 
 /// Hosts by row.
 pub(super) type Hosts = HashMap<i64, HostRecord>;
@@ -60,17 +68,43 @@ impl QueryService {
             true => None,
             false => Some(self.resolve(&request.before, scope).await?.state),
         };
-        let found = self
-            .index
-            .sessions(hosts.as_deref(), operator.as_deref(), request.open_only, before.as_ref(), limit(request.limit))
-            .await
-            .map_err(unavailable)?;
+        let limit = limit(request.limit);
+        let list = Listing { hosts, operator, open_only: request.open_only, before };
+        let found = match request.unreviewed_only {
+            true => self.unreviewed(list, limit).await?,
+            false => self.listed(&list, limit).await?,
+        };
         let hosts = self.hosts_by_row().await?;
         let mut sessions = Vec::with_capacity(found.len());
         for record in found {
             sessions.push(self.session_with(record, &hosts).await?);
         }
         Ok(ListSessionsResponse { sessions })
+    }
+
+    async fn listed(&self, list: &Listing, limit: u32) -> Result<Vec<SessionRecord>, Status> {
+        let Listing { hosts, operator, open_only, before } = list;
+        let found = self.index.sessions(hosts.as_deref(), operator.as_deref(), *open_only, before.as_ref(), limit);
+        found.await.map_err(unavailable)
+    }
+
+    /// As many of a list as wait for a review. Those that have one are passed over, so that a page is full where it can be.
+    async fn unreviewed(&self, mut list: Listing, limit: u32) -> Result<Vec<SessionRecord>, Status> {
+        let mut waiting = Vec::new();
+        loop {
+            let page = self.listed(&list, LIMIT_MAX).await?;
+            let Some(last) = page.last() else { return Ok(waiting) };
+            list.before = Some(last.state.clone());
+            for record in page {
+                if self.signing.queue.is_reviewed(&record).await.map_err(unavailable)? {
+                    continue;
+                }
+                waiting.push(record);
+                if waiting.len() >= limit as usize {
+                    return Ok(waiting);
+                }
+            }
+        }
     }
 
     /// The session that `text` names: a UUID, or an unambiguous beginning or end of one. One that the caller may not see does
@@ -106,7 +140,8 @@ impl QueryService {
     async fn session_with(&self, record: SessionRecord, hosts: &Hosts) -> Result<Session, Status> {
         let terminals = self.index.terminals(record.state.row).await.map_err(unavailable)?;
         let findings = self.index.findings(record.host, record.uuid, FINDINGS_MAX).await.map_err(unavailable)?;
-        Ok(convert::session(record, hosts, terminals, findings))
+        let standing = self.signing.queue.standing(&record).await.map_err(unavailable)?;
+        Ok(convert::session(record, hosts, terminals, findings, standing))
     }
 
     /// Every host by its row.

@@ -9,17 +9,21 @@ mod convert;
 mod events;
 mod evidence;
 mod lookup;
+mod proofs;
 mod replay;
+mod review;
 mod search;
 mod tail;
 
+use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use breakglass_api::v1::query_server::Query;
 use breakglass_api::v1::{
     Command, EventsRequest, EvidenceChunk, ExportEvidenceRequest, GetSessionRequest, ListCommandsRequest,
     ListHostsRequest, ListHostsResponse, ListSessionsRequest, ListSessionsResponse, RecordedEvent, ReplayItem,
-    ReplayRequest, SearchRequest, SearchResponse, Session,
+    ReplayRequest, Review, SearchRequest, SearchResponse, Session, SubmitReviewRequest,
 };
 use futures_util::Stream;
 use tokio::sync::watch;
@@ -28,7 +32,9 @@ use tonic::{Request, Response, Status};
 use crate::access;
 use crate::index::IndexReader;
 use crate::presence::Presence;
+use crate::reviews::queue::Queue;
 use crate::store::{Store, StoreError};
+use crate::tlog::log::Log;
 
 /// Items of a list where the request says nothing, and at most.
 const LIMIT_DEFAULT: u32 = 100;
@@ -43,13 +49,31 @@ pub struct QueryService {
     store: Store,
     index: IndexReader,
     presence: Presence,
+    signing: Signing,
     shutdown: watch::Receiver<bool>,
+}
+
+/// What proves and signs off sessions.
+#[derive(Clone)]
+pub struct Signing {
+    /// The transparency log.
+    pub log: Arc<Log>,
+    /// The sessions that wait for a review.
+    pub queue: Queue,
+    /// The file that lists who may review.
+    pub reviewers: PathBuf,
 }
 
 impl QueryService {
     /// A service over `store` and `index`; streams end when `shutdown` becomes true.
-    pub fn new(store: Store, index: IndexReader, presence: Presence, shutdown: watch::Receiver<bool>) -> Self {
-        Self { store, index, presence, shutdown }
+    pub fn new(
+        store: Store,
+        index: IndexReader,
+        presence: Presence,
+        signing: Signing,
+        shutdown: watch::Receiver<bool>,
+    ) -> Self {
+        Self { store, index, presence, signing, shutdown }
     }
 }
 
@@ -114,9 +138,15 @@ impl Query for QueryService {
         let (peer, scope) = access::reader(&request, "ExportEvidence")?;
         // Frames hold what the host recorded, of others too.
         access::require_all(&peer, &scope)?;
-        let record = self.resolve(&request.get_ref().session, &scope).await?;
-        let chunks = self.clone().evidence(record).await?;
+        let request = request.into_inner();
+        let record = self.resolve(&request.session, &scope).await?;
+        let chunks = self.clone().evidence(record, request.log_size).await?;
         Ok(Response::new(Box::pin(chunks)))
+    }
+
+    async fn submit_review(&self, request: Request<SubmitReviewRequest>) -> Result<Response<Review>, Status> {
+        let peer = access::reviewer(&request)?;
+        self.take_review(&peer.name, request.into_inner()).await.map(Response::new)
     }
 
     async fn search(&self, request: Request<SearchRequest>) -> Result<Response<SearchResponse>, Status> {

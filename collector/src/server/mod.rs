@@ -18,10 +18,13 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 
+use crate::feed::Feed;
 use crate::index::Indexer;
 use crate::ingest::IngestService;
 use crate::presence::Presence;
-use crate::query::QueryService;
+use crate::query::{QueryService, Signing};
+use crate::reviews::book::Book;
+use crate::reviews::queue::Queue;
 use crate::settings::Layout;
 use crate::store::Store;
 use crate::tlog::LogService;
@@ -52,7 +55,13 @@ pub async fn run(layout: &Layout, listen: Option<SocketAddr>) -> anyhow::Result<
 
     let presence = Presence::default();
     let (ingest, committer) = IngestService::start(store.clone(), presence.clone(), durable, stopping.clone());
-    let query = QueryService::new(store.clone(), indexer.reader(), presence, stopping.clone());
+    let book = Book::open(&layout.reviews_db()).await?;
+    let queue = Queue::new(store.clone(), indexer.reader(), book.clone(), settings.review);
+    let overdue = tokio::spawn(queue.clone().watch(stopping.clone()));
+    let signing = Signing { log: log.clone(), queue, reviewers: layout.reviewers() };
+    let query = QueryService::new(store.clone(), indexer.reader(), presence, signing, stopping.clone());
+    let feed = Feed::new(indexer.reader(), log.clone(), indexer.source());
+    let feeding = tokio::spawn(feed.run(stopping.clone()));
     let indexing = tokio::spawn(indexer.follow(followed));
 
     let listener = bind(listen.unwrap_or(settings.listen)).await?;
@@ -65,7 +74,8 @@ pub async fn run(layout: &Layout, listen: Option<SocketAddr>) -> anyhow::Result<
     let served = serve(ingest, query, connections, signals, stop).await;
     accepting.abort();
     // The writer ends with the last connection, the indexer when the writer no longer announces anything.
-    for (part, task) in [("writer", committer), ("indexer", indexing)].into_iter().chain(tlog.into_tasks()) {
+    let parts = [("writer", committer), ("indexer", indexing), ("log feed", feeding), ("reviews", overdue)];
+    for (part, task) in parts.into_iter().chain(tlog.into_tasks()) {
         match tokio::time::timeout(SHUTDOWN_MAX, task).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, part, "failed"),
@@ -73,6 +83,7 @@ pub async fn run(layout: &Layout, listen: Option<SocketAddr>) -> anyhow::Result<
         }
     }
     log.close().await;
+    book.close().await;
     if tokio::time::timeout(SHUTDOWN_MAX, store.close()).await.is_err() {
         tracing::warn!("the store is still being read; nothing acknowledged is lost");
     }

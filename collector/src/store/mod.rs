@@ -227,6 +227,16 @@ impl Store {
         query.fetch_one(&self.readers).await.map_err(failed("find the newest frame"))
     }
 
+    /// Stream and sequence of a frame, by its arrival number.
+    pub async fn place(&self, arrival: i64) -> Result<Option<([u8; 16], u64)>> {
+        let row = sqlx::query("SELECT stream_id, seq FROM frames WHERE arrival = ?")
+            .bind(arrival)
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(failed("find a frame"))?;
+        row.map(|row| place_of(&row)).transpose().map_err(failed("find a frame"))
+    }
+
     /// Arrival number of the first frame of `span` whose sequence is `seq`.
     pub async fn arrival_of(&self, host: i64, span: Span, seq: u64) -> Result<Option<i64>> {
         sqlx::query_scalar(
@@ -323,6 +333,12 @@ fn host_of(row: &SqliteRow) -> sqlx::Result<(i64, HostRecord)> {
 
 fn head_of(row: &SqliteRow) -> sqlx::Result<Head> {
     Ok(Head { host: row.try_get(0)?, seq: from_db(row.try_get(1)?), hash: hash_at(row, 2)? })
+}
+
+fn place_of(row: &SqliteRow) -> sqlx::Result<([u8; 16], u64)> {
+    let stream: &[u8] = row.try_get(0)?;
+    let stream = stream.try_into().map_err(|_| sqlx::Error::Decode("a stream id of the wrong length".into()))?;
+    Ok((stream, from_db(row.try_get(1)?)))
 }
 
 fn hash_at(row: &SqliteRow, column: usize) -> sqlx::Result<Hash> {

@@ -235,7 +235,7 @@ fn quote(body: &[u8]) -> String {
 }
 
 /// An error with what caused it; the HTTP client says nothing but "client error" itself.
-fn causes(error: &dyn std::error::Error) -> String {
+pub(super) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -19,14 +19,14 @@ use tlog_tiles::Hash;
 use tokio::sync::Notify;
 
 use super::disk::{SharedDisk, create_dirs, place, replace};
-use super::leaves::Leaves;
+use super::leaves::{Leaves, Source};
 use super::note::{CheckpointError, NOTE_MAX, NoteKey, SignedCheckpoint};
 use super::publish::Status;
 use super::tile::LEAF_MAX;
 use super::tree::{Tree, TreeError};
 use crate::store::OpenError;
 
-/// Leaves that are built into the tree at a time; with the largest leaves 16 MiB of memory.
+/// Leaves that are built into the tree at a time; fewer where they are large.
 const BATCH_MAX: u32 = 4096;
 /// Leaves taken by one call of [`Log::append`].
 pub const APPEND_MAX: usize = 4096;
@@ -198,13 +198,27 @@ impl Log {
 
     /// Gives every leaf its index, durably. A leaf that the log has already keeps the index that it has.
     pub async fn append(&self, leaves: &[Vec<u8>]) -> Result<Vec<u64>> {
+        self.take(None, leaves).await
+    }
+
+    /// As [`Log::append`], of leaves that come from `source` in order; a crash leaves both undone or both done.
+    pub async fn append_from(&self, source: Source<'_>, leaves: &[Vec<u8>]) -> Result<Vec<u64>> {
+        self.take(Some(source), leaves).await
+    }
+
+    /// How far a source was followed; 0 for one that is new.
+    pub async fn position(&self, source: &str) -> Result<i64> {
+        Ok(self.leaves.position(source).await?)
+    }
+
+    async fn take(&self, source: Option<Source<'_>>, leaves: &[Vec<u8>]) -> Result<Vec<u64>> {
         if leaves.len() > APPEND_MAX {
             return Err(LogError::TooLarge(format!("{} leaves at once, at most {APPEND_MAX} are taken", leaves.len())));
         }
         if let Some(leaf) = leaves.iter().find(|leaf| leaf.len() > LEAF_MAX) {
             return Err(LogError::TooLarge(format!("a leaf of {} bytes, at most {LEAF_MAX} are taken", leaf.len())));
         }
-        let indices = self.leaves.append(leaves).await?;
+        let indices = self.leaves.append(source, leaves).await?;
         self.appended.notify_one();
         Ok(indices)
     }
@@ -245,6 +259,12 @@ impl Log {
     pub async fn leaf(self: &Arc<Self>, index: u64) -> Result<Vec<u8>> {
         let tree = self.tree();
         blocking("reading a leaf", move || Ok(tree.leaf(index)?)).await
+    }
+
+    /// The root hash of the first `size` leaves.
+    pub async fn root(self: &Arc<Self>, size: u64) -> Result<Hash> {
+        let tree = self.tree();
+        blocking("reading a root", move || Ok(tree.root_at(size)?)).await
     }
 
     /// The audit path of leaf `index` in the tree of `size` leaves, after RFC 6962.

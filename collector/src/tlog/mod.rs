@@ -10,9 +10,10 @@
 //! | [`log`] | the order of durable steps from leaf to published checkpoint |
 //! | [`leaves`] | which leaf has which index |
 //! | [`tree`], [`tile`] | the tree in tiles, proofs from it |
-//! | [`note`] | keys, checkpoints, signatures |
+//! | [`note`] | keys, checkpoints, signatures; with whoever verifies in a crate of its own |
 //! | [`publish`], [`client`] | rounds of signing, cosigning, publishing; asking a witness |
 //! | [`serve`], [`http`] | the log over HTTP |
+//! | [`remote`] | the log of others, read whole |
 //! | [`witness`] | the other side: cosigning the logs of others |
 //!
 //! *Invariant:* nothing here knows what a leaf means. *Invariant:* nothing waits for a witness but the publisher.
@@ -24,14 +25,16 @@ mod fake;
 pub mod http;
 pub mod leaves;
 pub mod log;
-pub mod note;
 pub mod publish;
+pub mod remote;
 pub mod request;
 pub mod serve;
 pub mod settings;
 pub mod tile;
 pub mod tree;
 pub mod witness;
+
+pub use breakglass_proof::note;
 
 use std::net::SocketAddr;
 use std::path::Path;

@@ -8,8 +8,9 @@ pub const TILE_WIDTH: u64 = 256;
 pub const HASH_BYTES: usize = 32;
 /// Bytes of a full tile of hashes.
 pub const TILE_BYTES: usize = TILE_WIDTH as usize * HASH_BYTES;
-/// Largest leaf, bytes. The format would take 65,535; this keeps a full bundle, which is read and sent whole, at 1 MiB.
-pub const LEAF_MAX: usize = 4096;
+/// Largest leaf, bytes. The format would take 65,535. Whoever appends leaves has to stay below it; a full bundle, which is read and
+/// sent whole, has 12 MiB at most, and 80 KiB where leaves have 300 bytes.
+pub const LEAF_MAX: usize = 48 * 1024 + 512;
 /// Bytes of the largest bundle: every leaf has two bytes of length before it.
 pub const BUNDLE_MAX: usize = TILE_WIDTH as usize * (2 + LEAF_MAX);
 /// Levels that a tree of fewer than 2^64 leaves can have.

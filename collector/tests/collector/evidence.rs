@@ -1,137 +1,20 @@
 //! What the collector makes of a host's signatures, and the file that proves a session.
 
-use breakglass_api::checkpoint::{Kind, Signed, Statement, reason};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use breakglass_api::checkpoint::{Kind, Signed, reason};
 use breakglass_api::evidence::{Reader, kind};
 use breakglass_api::frame::Frame;
-use breakglass_api::v1::event::Body;
-use breakglass_api::v1::{
-    Checkpoint, ExportEvidenceRequest, GetSessionRequest, KeyEvolved, KeyIntroduced, ListHostsRequest, Session,
-};
-use ed25519_dalek::{Signer, SigningKey};
+use breakglass_api::v1::{ExportEvidenceRequest, GetSessionRequest, ListHostsRequest, Session};
+use breakglass_proof::merkle::{Consistency, Inclusion, leaf_hash};
+use breakglass_proof::note::SignedCheckpoint;
+use ed25519_dalek::SigningKey;
 use tonic::Code;
 
-use crate::support::{
-    Agent, Collector, HostIdentity, Spool, all, assert_code, closed, eventually, exec, opened, session_id, session_text,
-};
+use crate::host::Host;
+use crate::support::{Collector, all, assert_code, closed, eventually, exec, opened, run_ok, session_id, session_text};
 
-/// A host that signs as the agent does.
-struct Host {
-    identity: HostIdentity,
-    spool: Spool,
-    frames: Vec<Vec<u8>>,
-    host_key: SigningKey,
-    key: SigningKey,
-    epoch: u64,
-}
-
-impl Host {
-    fn new(collector: &Collector, number: u8) -> Self {
-        let key = SigningKey::from_bytes(&[number; 32]);
-        Self {
-            identity: collector.enroll_host(&format!("host{number}")),
-            spool: Spool::new(number),
-            frames: Vec::new(),
-            host_key: key.clone(),
-            key,
-            epoch: 0,
-        }
-    }
-
-    fn frame(&mut self, session: Option<[u8; 16]>, body: Body) {
-        self.frames.push(self.spool.frame(session, vec![body]));
-    }
-
-    fn introduce(&mut self, renewal: Option<&Signed>) {
-        self.frame(
-            None,
-            Body::KeyIntroduced(KeyIntroduced {
-                host_key: self.host_key.verifying_key().to_bytes().to_vec(),
-                epoch: self.epoch,
-                key: self.key.verifying_key().to_bytes().to_vec(),
-                links: Vec::new(),
-                renewal: renewal.map(Signed::to_message),
-                reason: "first-start".into(),
-            }),
-        );
-    }
-
-    fn statement(&self, kind: Kind) -> Statement {
-        Statement {
-            kind,
-            reasons: reason::ACTIVITY,
-            host_id: *uuid::Uuid::parse_str(&self.identity.id).unwrap().as_bytes(),
-            host_key: self.host_key.verifying_key().to_bytes(),
-            epoch: self.epoch,
-            stream_id: self.spool.stream,
-            seq: self.spool.seq,
-            hash: self.spool.hash,
-            boot_id: [9; 16],
-            boot_ns: self.spool.clock_ns,
-            wall_ns: 0,
-            session: [0; 16],
-            session_seq: 0,
-            numbers: Vec::new(),
-        }
-    }
-
-    fn sign(&self, statement: Statement) -> Signed {
-        let signature = self.key.sign(&Statement::signing_input(&statement.encode())).to_bytes();
-        Signed { statement, signature }
-    }
-
-    fn say(&mut self, signed: &Signed) {
-        let message = Some(signed.to_message());
-        let body = match signed.statement.kind {
-            Kind::NextKey(_) => Body::KeyEvolved(KeyEvolved { signed: message }),
-            Kind::Checkpoint | Kind::NewHostKey(_) => Body::Checkpoint(Checkpoint { signed: message }),
-        };
-        self.frame(None, body);
-    }
-
-    fn checkpoint(&mut self, change: impl FnOnce(&mut Statement)) {
-        let mut statement = self.statement(Kind::Checkpoint);
-        change(&mut statement);
-        let signed = self.sign(statement);
-        self.say(&signed);
-    }
-
-    fn mark(&mut self, what: u16, session: u8) {
-        let seq = self.spool.seq;
-        self.checkpoint(|statement| {
-            (statement.reasons, statement.session, statement.session_seq) = (what, session_id(session), seq);
-        });
-    }
-
-    fn turn(&mut self) {
-        let next = SigningKey::from_bytes(&[self.epoch as u8 + 100; 32]);
-        let link = self.sign(self.statement(Kind::NextKey(next.verifying_key().to_bytes())));
-        self.say(&link);
-        (self.key, self.epoch) = (next, self.epoch + 1);
-    }
-
-    /// Sends everything and waits until all of it is acknowledged, whatever is wrong with it.
-    async fn ship(&self, collector: &Collector) {
-        let mut agent = Agent::connect(collector, &self.identity, self.spool.stream, 1).await;
-        for frame in &self.frames {
-            agent.send(frame.clone()).await;
-        }
-        agent.acked(self.spool.seq).await;
-    }
-
-    /// Introduces itself, opens session `n`, lets `act` do what it does, and sends it.
-    async fn session(collector: &Collector, n: u8, act: impl FnOnce(&mut Self)) -> Session {
-        let mut host = Self::new(collector, n);
-        host.introduce(None);
-        host.frame(Some(session_id(n)), opened("alice"));
-        host.checkpoint(|_| {});
-        host.turn();
-        act(&mut host);
-        host.ship(collector).await;
-        session(collector, n).await
-    }
-}
-
-async fn session(collector: &Collector, n: u8) -> Session {
+pub async fn session(collector: &Collector, n: u8) -> Session {
     let mut query = collector.reviewer().await;
     let request = GetSessionRequest { session: session_text(n) };
     query.get_session(request).await.unwrap().into_inner()
@@ -213,9 +96,10 @@ async fn a_new_host_key_that_the_old_one_names_is_said_to_be_vouched_for() {
 }
 
 /// Sections of the exported file.
-async fn export(collector: &Collector, n: u8) -> Vec<(u32, Vec<u8>)> {
+pub async fn export(collector: &Collector, n: u8) -> Vec<(u32, Vec<u8>)> {
     let mut query = collector.reviewer().await;
-    let chunks = all(query.export_evidence(ExportEvidenceRequest { session: session_text(n) }).await).await;
+    let chunks =
+        all(query.export_evidence(ExportEvidenceRequest { session: session_text(n), log_size: 2 }).await).await;
     let bytes: Vec<u8> = chunks.into_iter().flat_map(|chunk| chunk.data).collect();
     let mut reader = Reader::new(bytes.as_slice()).unwrap();
     let mut sections = Vec::new();
@@ -247,6 +131,27 @@ async fn the_file_holds_the_session_its_signatures_and_the_keys_to_verify_them()
     let checkpoints: Vec<u64> =
         of(kind::CHECKPOINT).map(|signed| Signed::parse(signed).unwrap().statement.seq).collect();
     assert_eq!(checkpoints, [2, 6]);
+    assert_logged(&sections);
+}
+
+/// The file proves that its checkpoints are in the log, and that the log continues its first two leaves.
+fn assert_logged(sections: &[(u32, Vec<u8>)]) {
+    let of = |wanted| sections.iter().filter(move |(kind, _)| *kind == wanted).map(|(_, content)| content.as_slice());
+    let note = SignedCheckpoint::parse(of(kind::LOG_CHECKPOINT).next().unwrap()).unwrap();
+    let (size, root) = (note.size(), note.root().0);
+    let proved: Vec<[u8; 32]> = of(kind::INCLUSION)
+        .map(|content| {
+            let proof = Inclusion::parse(content).unwrap();
+            proof.check(size, root).unwrap();
+            proof.leaf
+        })
+        .collect();
+    let leaves: Vec<[u8; 32]> = of(kind::CHECKPOINT).map(leaf_hash).collect();
+    assert!(!leaves.is_empty());
+    assert_eq!(proved, leaves);
+    let consistencies: Vec<Consistency> = of(kind::CONSISTENCY).map(|c| Consistency::parse(c).unwrap()).collect();
+    assert_eq!(consistencies.iter().map(|proof| proof.size).collect::<Vec<_>>(), [2]);
+    consistencies[0].check(size, root).unwrap();
 }
 
 #[tokio::test]
@@ -256,10 +161,10 @@ async fn an_open_session_is_exported_as_far_as_it_is_and_only_by_those_who_see_e
     let frames = export(&collector, 1).await.into_iter().filter(|(kind, _)| *kind == kind::FRAME).count();
     assert_eq!(frames, 4);
     let mut alice = collector.person("alice", "operator").await;
-    let refused = alice.export_evidence(ExportEvidenceRequest { session: session_text(1) }).await;
+    let refused = alice.export_evidence(ExportEvidenceRequest { session: session_text(1), log_size: 2 }).await;
     assert_code(refused.map(drop), Code::PermissionDenied);
     let mut query = collector.reviewer().await;
-    let unknown = query.export_evidence(ExportEvidenceRequest { session: session_text(99) }).await;
+    let unknown = query.export_evidence(ExportEvidenceRequest { session: session_text(99), log_size: 2 }).await;
     assert_code(unknown.map(drop), Code::NotFound);
 }
 
@@ -276,7 +181,9 @@ async fn an_export_waits_for_the_signature_over_the_closing() {
     eventually(async || (session(&collector, 1).await.closed_ns != 0).then_some(())).await;
     let exporting = tokio::spawn({
         let mut query = collector.reviewer().await;
-        async move { all(query.export_evidence(ExportEvidenceRequest { session: session_text(1) }).await).await }
+        async move {
+            all(query.export_evidence(ExportEvidenceRequest { session: session_text(1), log_size: 2 }).await).await
+        }
     });
     host.mark(reason::CLOSED, 1);
     host.ship(&collector).await;
@@ -288,4 +195,51 @@ async fn an_export_waits_for_the_signature_over_the_closing() {
         marked |= signed.is_some_and(|signed| signed.statement.marks(reason::CLOSED, session_id(1)));
     }
     assert!(marked);
+}
+
+/// The tree that is published, as `log status` tells it.
+pub fn published_size(collector: &Collector) -> u64 {
+    let status = run_ok(&["log", "status", "--dir", collector.home(), "--json"]);
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    status["published"]["size"].as_u64().unwrap_or_default()
+}
+
+/// Whether leaf `index` of the published tree is this statement, by the proof that `log proof` prints.
+fn is_leaf(collector: &Collector, index: usize, signed: &Signed) -> bool {
+    let proof = run_ok(&["log", "proof", "--dir", collector.home(), "--leaf", &index.to_string()]);
+    let (head, note) = proof.split_once("\n\n").unwrap();
+    let checkpoint = SignedCheckpoint::parse(note.as_bytes()).unwrap();
+    let path = head.lines().skip(2).map(|hash| BASE64.decode(hash).unwrap().try_into().unwrap()).collect();
+    let proof = Inclusion { leaf: leaf_hash(&signed.encode()), index: index as u64, path };
+    proof.check(checkpoint.size(), checkpoint.root().0).is_ok()
+}
+
+#[tokio::test]
+async fn every_statement_of_a_host_is_logged_once_whenever_the_collector_dies() {
+    let mut collector = Collector::start();
+    let mut host = Host::new(&collector, 1);
+    host.introduce(None);
+    host.frame(Some(session_id(1)), opened("alice"));
+    for _ in 0..4 {
+        host.checkpoint(|_| {});
+        host.turn();
+        host.ship(&collector).await;
+        // At whatever it is: indexing, appending, signing, publishing.
+        collector.kill();
+        collector.serve();
+    }
+    // Sent again, signed the same: nothing new. A forged one: not the host's word.
+    host.ship(&collector).await;
+    let mut forged = host.sign(host.statement(Kind::Checkpoint));
+    forged.signature[5] ^= 1;
+    host.say(&forged);
+    host.said.pop();
+    host.checkpoint(|_| {});
+    host.ship(&collector).await;
+    eventually(async || (published_size(&collector) >= host.said.len() as u64).then_some(())).await;
+    assert_eq!(published_size(&collector), host.said.len() as u64);
+    for (index, signed) in host.said.iter().enumerate() {
+        assert!(is_leaf(&collector, index, signed), "leaf {index}");
+    }
+    assert!(!is_leaf(&collector, 0, &forged));
 }

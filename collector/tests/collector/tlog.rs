@@ -3,6 +3,10 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use breakglass_api::checkpoint::reason;
+
+use crate::evidence::published_size;
+use crate::host::Host;
 use crate::support::*;
 
 #[track_caller]
@@ -67,4 +71,59 @@ fn a_witness_is_made_once_and_does_not_run_without_its_state() {
     std::fs::remove_dir_all(dir.path().join("witness/state")).unwrap();
     let said = fails(&["witness", "--dir", home, "--listen", "127.0.0.1:0"], 1);
     assert!(said.contains("lost its state"), "{said}");
+}
+
+fn log_key(collector: &Collector) -> String {
+    let status = run_ok(&["log", "status", "--dir", collector.home(), "--json"]);
+    serde_json::from_str::<serde_json::Value>(&status).unwrap()["key"].as_str().unwrap().to_owned()
+}
+
+/// What an auditor finds in the files that are served.
+fn audit(collector: &Collector, more: &[&str]) -> (Option<i32>, String) {
+    let (public, key) = (collector.path("collector/data/log/public"), log_key(collector));
+    let arguments = ["log", "audit", "--files", public.to_str().unwrap(), "--log-key", &key];
+    let output = run(&[&arguments[..], more].concat());
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(said).unwrap())
+}
+
+#[tokio::test]
+async fn an_audit_tells_sessions_and_misses_what_was_left_out() {
+    let collector = Collector::start();
+    let mut host = Host::new(&collector, 1);
+    host.introduce(None);
+    host.frame(Some(session_id(1)), opened("alice"));
+    host.mark(reason::OPENED, 1);
+    host.turn();
+    host.frame(Some(session_id(1)), closed());
+    host.mark(reason::CLOSED, 1);
+    host.turn();
+    host.ship(&collector).await;
+    eventually(async || (published_size(&collector) == host.said.len() as u64).then_some(())).await;
+    let note = collector.path("last.note");
+    let note = note.to_str().unwrap();
+    let (code, said) = audit(&collector, &["--json", "--save", note]);
+    assert_eq!(code, Some(0), "{said}");
+    let told: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let session = &told["hosts"][0]["sessions"][0];
+    assert_eq!(session["session"], session_text(1));
+    assert!(session["opened"]["leaf"] == 0 && session["closed"]["leaf"] == 2, "{told:#}");
+
+    // The key changes for a session whose mark the log does not have.
+    host.turn();
+    host.ship(&collector).await;
+    eventually(async || (published_size(&collector) == host.said.len() as u64).then_some(())).await;
+    let (code, said) = audit(&collector, &["--since", note, "--save", collector.path("none").to_str().unwrap()]);
+    assert!(code == Some(3) && said.contains("missing-mark"), "{said}");
+    assert!(said.contains(&session_text(1)) && !said.contains("NOT IN THE LOG"), "{said}");
+    assert!(!collector.path("none").exists(), "what is not sound is no state to go on from");
+
+    let (code, said) = audit(&collector, &["--witness-key", "w.example/1+1+AAAA"]);
+    assert!(code == Some(1) && said.contains("--witness-key"), "{said}");
+    let bundle = collector.path("collector/data/log/public/tile/entries/000.p/5");
+    let mut leaves = std::fs::read(&bundle).unwrap();
+    leaves[100] ^= 1;
+    std::fs::write(&bundle, leaves).unwrap();
+    let (code, said) = audit(&collector, &[]);
+    assert!(code == Some(1) && said.contains("do not give the root"), "{said}");
 }

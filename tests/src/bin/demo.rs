@@ -157,6 +157,7 @@ fn review(style: &Style, stack: &Stack, session: &Session) -> Result<()> {
     style.command(&format!("breakglass replay {short}"));
     style.frame(&screen_before_editor(&stack.replay_raw(&session.id)?)?);
     counts(style, stack, session)?;
+    prove(style, stack, &session.id, short)?;
     let places = remains::places(&stack.path("collector"), PASSWORD.as_bytes())?;
     ensure!(places.is_empty(), "the password lies in {}", places.join(", "));
     style.note(&format!(
@@ -164,6 +165,43 @@ fn review(style: &Style, stack: &Stack, session: &Session) -> Result<()> {
         session.withheld_bytes
     ));
     Ok(())
+}
+
+/// Signs the session off, takes its evidence away, and verifies it with public keys alone; then once more with one bit changed.
+fn prove(style: &Style, stack: &Stack, session: &str, short: &str) -> Result<()> {
+    stack.compared(session)?;
+    let (reviewer, host_key) = (stack.make_reviewer()?, stack.path("state/keys/host-key.pub"));
+    let (reviewer, host_key) = (reviewer.display().to_string(), host_key.display().to_string());
+    style.command(&format!("breakglass review {short} --verdict ok --note 'pool raised, as agreed'"));
+    let note = "pool raised, as agreed";
+    style.block(&stack.reviewed(&["review", session, "--verdict", "ok", "--note", note, "-i", &reviewer])?);
+    let file = stack.path("evidence.bge");
+    let name = file.display().to_string();
+    style.command(&format!("breakglass export {short} --evidence evidence.bge"));
+    stack.reviewed(&["export", session, "--evidence", &name])?;
+    style.command("breakglass verify evidence.bge --host-key host-key.pub --log-key log.pub --reviewers reviewers");
+    let (log_key, reviewers) = (stack.log_key()?, stack.reviewers().display().to_string());
+    let keys = ["--host-key", &host_key, "--log-key", &log_key, "--reviewers", &reviewers];
+    let said = stack.reviewed(&[&["verify", &name][..], &keys].concat())?;
+    style.block(&checks(&said));
+    let mut bytes = std::fs::read(&file)?;
+    let middle = bytes.len() / 2;
+    *bytes.get_mut(middle).context("an empty file")? ^= 1;
+    std::fs::write(&file, bytes)?;
+    let changed = stack.breakglass().args(["verify", &name]).args(keys).output()?;
+    ensure!(changed.status.code() == Some(1), "a changed bit went unnoticed");
+    let said = String::from_utf8_lossy(&changed.stdout).into_owned();
+    let failed = said.lines().find(|line| line.trim_start().starts_with("FAILED")).unwrap_or_default().trim();
+    style.note(&format!("with one bit changed: {failed}"));
+    Ok(())
+}
+
+/// The verdict and the checks of a report, without the rest.
+fn checks(report: &str) -> String {
+    let is_check =
+        |line: &&str| ["proved", "not proved", "FAILED"].iter().any(|word| line.trim_start().starts_with(word));
+    let lines: Vec<&str> = report.lines().take(1).chain(report.lines().filter(is_check)).collect();
+    lines.join("\n")
 }
 
 /// The screen as it was when the editor took it over.

@@ -31,6 +31,18 @@ pub struct Hole {
     pub last: u64,
 }
 
+impl Hole {
+    /// The ring, for people.
+    pub fn ring_name(&self) -> String {
+        match self.ring {
+            0 => "audit".to_owned(),
+            1 => "witness".to_owned(),
+            2 => "bulk".to_owned(),
+            other => format!("{other}th"),
+        }
+    }
+}
+
 /// Numbers of which something is known.
 #[derive(Debug, Default)]
 pub struct Numbers {

@@ -1,9 +1,10 @@
 //! What a verification found, for people and as JSON.
 
 use anyhow::Result;
-use serde::Serialize;
+use breakglass_proof::review::LogHead;
+use serde::{Serialize, Serializer, ser::SerializeStruct};
 
-use super::session::Told;
+use super::{reviewed, session::Told};
 use crate::print::{Printer, Style, bytes, count, counted, pad, safe, time};
 
 /// Columns of the state and of a check's name.
@@ -13,7 +14,7 @@ const NAMES: usize = 13;
 /// What never follows from an evidence file, whatever is in it.
 const LIMITS: [&str; 3] = [
     "Whoever had root on the host before the closing could have signed otherwise for what was recorded after the last change of the \
-     key (at most a minute of activity); the collector holds what was sent by then.",
+     key (at most a minute of activity). Where `log` is proved, what was signed first and had reached the collector by then is there.",
     "That the kernel programs saw everything is not in the numbers: see the session's tier.",
     "The operator's own signature is in the record as it was verified by the host; it is not verified again here.",
 ];
@@ -92,6 +93,10 @@ pub struct Facts {
     pub first_frame: u64,
     /// Last frame.
     pub last_frame: u64,
+    /// Its hash, hexadecimal.
+    pub last_hash: String,
+    /// The stream, hexadecimal.
+    pub stream: String,
     /// Bytes of frames.
     pub bytes: u64,
     /// Who opened it.
@@ -118,6 +123,20 @@ pub struct Facts {
     pub records: u64,
     /// Kernel records that are declared missing.
     pub missing: u64,
+    /// The transparency log as of the file.
+    #[serde(serialize_with = "log_head")]
+    pub log: Option<LogHead>,
+    /// Reviews that were signed.
+    pub reviews: Vec<reviewed::Told>,
+}
+
+fn log_head<S: Serializer>(head: &Option<LogHead>, serializer: S) -> Result<S::Ok, S::Error> {
+    let Some(LogHead { origin, size, root }) = head else { return serializer.serialize_none() };
+    let mut log = serializer.serialize_struct("log", 3)?;
+    log.serialize_field("origin", origin)?;
+    log.serialize_field("size", size)?;
+    log.serialize_field("root", &hex::encode(root))?;
+    log.end()
 }
 
 impl Facts {
@@ -266,7 +285,12 @@ fn facts(printer: &mut Printer, facts: &Facts) -> Result<()> {
         ("closed", closed),
         ("recorded", recorded),
     ];
-    for (name, value) in lines.into_iter().filter(|(_, value)| !value.is_empty()) {
+    let reviews = facts.reviews.iter().map(|review| {
+        let reviewed::Told { reviewer, verdict, note, client_time, .. } = review;
+        ("reviewed", text(&format!("{verdict}, by {reviewer} on {client_time}: {note}")))
+    });
+    let lines = lines.into_iter().chain(reviews);
+    for (name, value) in lines.filter(|(_, value)| !value.is_empty()) {
         let name = printer.paint(Style::Dim, &pad(name, NAMES));
         printer.line(&format!("  {name}{value}"))?;
     }

@@ -11,9 +11,12 @@ use breakglass_api::{
 use uuid::Uuid;
 
 use super::{
+    logged::{Logged, Outcome},
     numbers::Hole,
     report::{Check, Facts, Place, Report, State},
+    reviewed::{Reviewed, Subject},
     session::Told,
+    trust::Trust,
 };
 
 /// Statements kept in memory, of a hundred bytes each: a year of checkpoints, or a million changes of the key.
@@ -61,7 +64,7 @@ struct Chain {
 
 /// Checks one file.
 pub struct Verifier {
-    trusted: Vec<PublicKey>,
+    trust: Trust,
     checks: Vec<Check>,
     manifest: Option<Manifest>,
     facts: Facts,
@@ -77,12 +80,15 @@ pub struct Verifier {
     /// The header of the frame that holds the opening.
     opening_frame: Option<Header>,
     chain: Option<Chain>,
+    /// Hash of the last frame of the file, if it could be read.
+    last_hash: Option<Hash>,
     told: Told,
-    unknown_sections: u64,
+    reviewed: Reviewed,
+    logged: Logged,
 }
 
 /// The checks in the order in which they are told.
-const CHECKS: [&str; 13] = [
+const CHECKS: [&str; 16] = [
     "file",
     "host-key",
     "key-chain",
@@ -96,13 +102,16 @@ const CHECKS: [&str; 13] = [
     "content",
     "complete",
     "log",
+    "witnesses",
+    "consistency",
+    "review",
 ];
 
 impl Verifier {
-    /// A verifier that trusts these host keys.
-    pub fn new(trusted: Vec<PublicKey>) -> Self {
+    /// A verifier that holds a file against what the reader trusts.
+    pub fn new(trust: Trust) -> Self {
         Self {
-            trusted,
+            trust,
             checks: CHECKS.into_iter().map(Check::new).collect(),
             manifest: None,
             facts: Facts::default(),
@@ -115,8 +124,10 @@ impl Verifier {
             closing: None,
             opening_frame: None,
             chain: None,
+            last_hash: None,
             told: Told::default(),
-            unknown_sections: 0,
+            reviewed: Reviewed::default(),
+            logged: Logged::default(),
         }
     }
 
@@ -147,7 +158,11 @@ impl Verifier {
                 kind::KEY => self.key(&section),
                 kind::CHECKPOINT => self.checkpoint(&section),
                 kind::FRAME => self.frame(&section),
-                _ => self.unknown_sections += 1,
+                kind::REVIEW => self.told_of("review", |verifier| verifier.reviewed.take(&section)),
+                kind::LOG_CHECKPOINT => self.told_of("log", |verifier| verifier.logged.note(&section, &verifier.trust)),
+                kind::INCLUSION => self.told_of("log", |verifier| verifier.logged.inclusion(&section)),
+                kind::CONSISTENCY => self.told_of("consistency", |verifier| verifier.logged.consistency(&section)),
+                _ => {}
             }
         }
         Ok(())
@@ -175,6 +190,19 @@ impl Verifier {
         }
     }
 
+    fn told_of(&mut self, name: &str, look: impl FnOnce(&mut Self) -> Result<(), Outcome>) {
+        if let Err((_, place, detail)) = look(self) {
+            self.fail(name, place, detail);
+        }
+    }
+
+    fn conclude_as(&mut self, name: &str, (state, place, detail): Outcome) {
+        match state {
+            State::Failed => self.fail(name, place, detail),
+            State::Passed | State::Unproved => self.conclude_with(name, state, detail),
+        }
+    }
+
     fn pass(&mut self, name: &str, detail: String) {
         self.conclude_with(name, State::Passed, detail);
     }
@@ -196,13 +224,15 @@ impl Verifier {
         self.facts.session = text("session").to_owned();
         self.facts.host_id = text("host_id").to_owned();
         self.facts.hostname = text("hostname").to_owned();
+        self.facts.stream = text("stream").to_lowercase();
         self.manifest = Some(Manifest { session, host_id, stream });
         Ok(())
     }
 
     /// Room for another statement; a file with more of them is not read to its end.
     fn has_room(&mut self, name: &str, offset: u64) -> bool {
-        let room = self.keys.len() < STATEMENTS_MAX && self.claims.len() < STATEMENTS_MAX;
+        let counts = [self.keys.len(), self.claims.len(), self.logged.count()];
+        let room = counts.iter().all(|count| *count < STATEMENTS_MAX);
         if !room {
             self.fail(name, Place::byte(offset), format!("more than {STATEMENTS_MAX} statements"));
         }
@@ -253,6 +283,7 @@ impl Verifier {
         match self.stated(section) {
             Ok(statement) => {
                 self.claim(&statement, section.offset);
+                self.logged.stated(section, statement.seq);
                 self.mark(statement);
             }
             Err(detail) => self.fail("checkpoints", Place::byte(section.offset), detail),
@@ -386,13 +417,29 @@ impl Verifier {
         self.conclude_mark("closing", "closed", |verifier| verifier.closing.take());
         self.conclude_content();
         self.conclude_complete();
-        let log = match self.unknown_sections {
-            0 => {
-                "no proof of a transparency log is in the file: that the collector shows everybody the same is not proved"
-            }
-            _ => "the file has sections that this program does not know, perhaps proofs of a transparency log",
+        // After the frames: they tell who the operator was.
+        self.conclude_review();
+        let log = self.logged.conclude_log(&self.trust);
+        self.conclude_as("log", log);
+        let witnesses = self.logged.conclude_witnesses(&self.trust);
+        self.conclude_as("witnesses", witnesses);
+        let consistency = self.logged.conclude_consistency(&self.trust, &self.reviewed.seen);
+        self.conclude_as("consistency", consistency);
+        self.facts.log = self.logged.log_head();
+        self.facts.reviews = std::mem::take(&mut self.reviewed.told);
+    }
+
+    fn conclude_review(&mut self) {
+        let Some(manifest) = &self.manifest else { return };
+        let claimed = |seq| self.claims.get(&seq).map(|claim| claim.hash);
+        let subject = Subject {
+            ids: [manifest.session, manifest.host_id, manifest.stream],
+            last: (self.facts.last_frame, self.last_hash),
+            claimed: &claimed,
+            operator: (&self.facts.operator, &self.facts.operator_key),
         };
-        self.conclude_with("log", State::Unproved, log.to_owned());
+        let outcome = self.reviewed.conclude(&subject, &self.trust);
+        self.conclude_as("review", outcome);
     }
 
     fn conclude_keys(&mut self) {
@@ -401,8 +448,8 @@ impl Verifier {
         let name = self.facts.host_key.clone();
         match host_key {
             None => self.fail("host-key", Place::default(), "the file holds no key".to_owned()),
-            Some(key) if self.trusted.contains(&key) => self.pass("host-key", format!("{name}, which you trust")),
-            Some(_) if self.trusted.is_empty() => self.conclude_with(
+            Some(key) if self.trust.hosts.contains(&key) => self.pass("host-key", format!("{name}, which you trust")),
+            Some(_) if self.trust.hosts.is_empty() => self.conclude_with(
                 "host-key",
                 State::Unproved,
                 format!("{name}; whether it is that host's is for you to compare: give --host-key"),
@@ -427,6 +474,8 @@ impl Verifier {
             return;
         };
         (self.facts.first_frame, self.facts.last_frame, self.facts.bytes) = (chain.first, chain.last, chain.bytes);
+        self.last_hash = chain.hash;
+        self.facts.last_hash = chain.hash.map(hex::encode).unwrap_or_default();
         self.pass("frames", format!("{} frames, {} bytes, each as it was sealed", chain.count, chain.bytes));
         self.pass("chain", format!("frames {} to {}, without a hole", chain.first, chain.last));
         if chain.signed == Some(chain.last) {
@@ -521,7 +570,7 @@ impl Verifier {
                 hole.first,
                 hole.last,
                 hole.cpu,
-                ring(hole.ring)
+                hole.ring_name()
             );
             let place = self.opening.as_ref().map_or(Place::default(), |m| Place::frame(m.statement.session_seq));
             self.fail("complete", place, detail);
@@ -540,14 +589,5 @@ impl Verifier {
             ),
         };
         self.conclude_with("complete", state, detail);
-    }
-}
-
-fn ring(number: i32) -> String {
-    match number {
-        0 => "audit".to_owned(),
-        1 => "witness".to_owned(),
-        2 => "bulk".to_owned(),
-        other => format!("{other}th"),
     }
 }

@@ -4,12 +4,12 @@ mod again;
 mod client;
 mod code;
 mod cosign;
-mod failure;
+pub(crate) mod failure;
 mod kex;
 mod login;
 mod many;
 mod prepare;
-mod sign;
+pub(crate) mod sign;
 mod status;
 mod target;
 #[cfg(test)]

@@ -48,6 +48,7 @@ described!(
     RecordedEvent "event",
     ReplayItem "replay",
     SearchHit "hit",
+    Review "review",
 );
 
 static POOL: LazyLock<Result<DescriptorPool, String>> =

@@ -134,7 +134,7 @@ impl Client {
         match status.code() {
             Code::NotFound => Error::NotFound(message),
             Code::PermissionDenied | Code::Unauthenticated => Error::Refused(message),
-            Code::InvalidArgument | Code::OutOfRange => Error::BadRequest(message),
+            Code::InvalidArgument | Code::OutOfRange | Code::FailedPrecondition => Error::BadRequest(message),
             code => Error::Failed { code, message },
         }
     }

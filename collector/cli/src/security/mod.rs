@@ -13,6 +13,7 @@ pub mod events;
 pub mod export;
 pub mod hosts;
 pub mod replay;
+pub mod review;
 pub mod search;
 pub mod sessions;
 pub mod show;

@@ -18,10 +18,12 @@ use crate::{
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
 A session is named by its whole id, or by any end or beginning of it that is unambiguous, of six characters or more: the \
-first column is the end. DOORS counts what it left behind that may let somebody in, or run something, later.
+first column is the end. DOORS counts what it left behind that may let somebody in, or run something, later. REVIEW says what a
+reviewer has signed, or until when somebody should.
 
 Examples:
   breakglass sessions --open
+  breakglass sessions --unreviewed
   breakglass sessions --host web1 --operator alice@example.org
   breakglass sessions --json | jq -r 'select(.gaps > 0 or .doors > 0) | .id'")]
 pub struct SessionsArgs {
@@ -34,6 +36,9 @@ pub struct SessionsArgs {
     /// Only sessions that are open now.
     #[arg(long)]
     open: bool,
+    /// Only sessions that nobody has signed off yet.
+    #[arg(long)]
+    unreviewed: bool,
     /// How many at most.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000), value_name = "N")]
     limit: u32,
@@ -58,7 +63,7 @@ enum Shown {
 /// A column, where it is shown, and what it says of a session.
 type Field = (Column, Shown, fn(&v1::Session, &Printer, i64) -> (String, Option<Style>));
 
-const FIELDS: [Field; 12] = [
+const FIELDS: [Field; 13] = [
     (Column { title: "SESSION", layout: Layout::Whole }, Shown::Always, |s, _, _| (short_id(&s.id), Some(Style::Bold))),
     (Column { title: "HOST", layout: Layout::Flexible }, Shown::Always, |s, _, _| {
         (safe::text(s.hostname.as_bytes()), None)
@@ -73,6 +78,7 @@ const FIELDS: [Field; 12] = [
     (Column { title: "ALERTS", layout: Layout::Number }, Shown::Wide, |s, _, _| notable(s.alerts)),
     (Column { title: "GAPS", layout: Layout::Number }, Shown::Wide, |s, _, _| notable(s.gaps)),
     (Column { title: "DOORS", layout: Layout::Number }, Shown::Wide, |s, _, _| notable(s.doors)),
+    (Column { title: "REVIEW", layout: Layout::Whole }, Shown::Wide, review),
     (Column { title: "LOOK AT", layout: Layout::Whole }, Shown::Narrow, look_at),
     (Column { title: "REASON", layout: Layout::Flexible }, Shown::Always, |s, _, _| {
         (told(s, |opened| &opened.reason), None)
@@ -92,6 +98,7 @@ pub async fn run(args: &SessionsArgs, config: &Config, options: &Options) -> Res
         open_only: args.open,
         limit: args.limit,
         before,
+        unreviewed_only: args.unreviewed,
     };
     let answer = desk.client.query.list_sessions(request).await;
     let sessions = answer.map_err(|status| desk.client.explain(&status))?.into_inner().sessions;
@@ -99,7 +106,11 @@ pub async fn run(args: &SessionsArgs, config: &Config, options: &Options) -> Res
     if printer.is_json() {
         sessions.iter().try_for_each(|session| printer.json(session))?;
     } else if sessions.is_empty() {
-        note(if args.open { "No session is open." } else { "No sessions." });
+        note(match (args.open, args.unreviewed) {
+            (true, _) => "No session is open.",
+            (false, true) => "No session waits for a review.",
+            (false, false) => "No sessions.",
+        });
     } else {
         let now = time::now_ns();
         let narrow = printer.width().is_some_and(|width| width < WIDE);
@@ -150,9 +161,23 @@ fn notable(n: u64) -> (String, Option<Style>) {
     if n == 0 { ("-".to_owned(), Some(Style::Dim)) } else { (count(n), Some(Style::Bad)) }
 }
 
+/// Whether somebody has signed the session off, or until when somebody should.
+fn review(session: &v1::Session, _: &Printer, now: i64) -> (String, Option<Style>) {
+    let concern = session.reviews.iter().any(|review| review.verdict != "ok");
+    match (session.closed_ns, session.reviewed) {
+        (0, _) => ("-".to_owned(), Some(Style::Dim)),
+        (_, true) if concern => ("concern".to_owned(), Some(Style::Bad)),
+        (_, true) => ("ok".to_owned(), Some(Style::Good)),
+        (_, false) if session.review_due_ns == 0 => ("-".to_owned(), Some(Style::Dim)),
+        (_, false) if session.review_overdue => ("OVERDUE".to_owned(), Some(Style::Bad)),
+        (_, false) => (format!("in {}", time::span(time::between(now, session.review_due_ns))), Some(Style::Warn)),
+    }
+}
+
 /// What there is to look at, in words, where there is no room for counts.
 fn look_at(session: &v1::Session, _: &Printer, _: i64) -> (String, Option<Style>) {
-    let counts = [(session.alerts, "alert"), (session.gaps, "gap"), (session.doors, "door")];
+    let overdue = u64::from(session.review_overdue);
+    let counts = [(session.alerts, "alert"), (session.gaps, "gap"), (session.doors, "door"), (overdue, "overdue")];
     let words: Vec<&str> = counts.iter().filter(|(count, _)| *count > 0).map(|(_, word)| *word).collect();
     match words.is_empty() {
         true => ("-".to_owned(), Some(Style::Dim)),

@@ -9,6 +9,9 @@ use breakglass_api::{
     v1::{AccountChanged, AgentStarted, Batch, Event, Exec, Gap, KernelRef, SessionClosed, SessionOpened, event::Body},
 };
 use ed25519_dalek::{Signer, SigningKey};
+use ssh_key::HashAlg;
+
+use super::ledger::operator;
 
 pub const SESSION: [u8; 16] = [0xe5; 16];
 pub const HOST: [u8; 16] = [0x11; 16];
@@ -84,8 +87,12 @@ impl Host {
     }
 
     pub fn open(&mut self) -> u64 {
-        let opened =
-            SessionOpened { operator: "alice@example.org".into(), reason: "fire".into(), ..Default::default() };
+        let opened = SessionOpened {
+            operator: "alice@example.org".into(),
+            key_fingerprint: operator().fingerprint(HashAlg::Sha256).to_string(),
+            reason: "fire".into(),
+            ..Default::default()
+        };
         self.record(true, vec![(None, Body::SessionOpened(opened))])
     }
 

@@ -60,12 +60,28 @@ impl Judge {
         command.output().unwrap()
     }
 
-    fn trusted(sample: &Sample) -> Vec<String> {
-        sample.trusted.iter().flat_map(|key| ["--host-key".to_owned(), hex::encode(key)]).collect()
+    /// What the reader gives, as both verifiers take it.
+    fn trusted(&self, sample: &Sample) -> Vec<String> {
+        let asked = &sample.asked;
+        let mut arguments = Vec::new();
+        let mut give = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
+        sample.trusted.iter().for_each(|key| give("--host-key", hex::encode(key)));
+        asked.log_keys.iter().for_each(|key| give("--log-key", key.clone()));
+        asked.witness_keys.iter().for_each(|key| give("--witness-key", key.clone()));
+        asked.quorum.iter().for_each(|quorum| give("--quorum", quorum.to_string()));
+        let files = [("since", asked.since.clone()), ("reviewers", asked.reviewers.clone().map(String::into_bytes))];
+        for (name, content) in files {
+            let path = self.folder.path().join(name);
+            if let Some(content) = content {
+                fs::write(&path, content).unwrap();
+                give(&format!("--{name}"), path.display().to_string());
+            }
+        }
+        arguments
     }
 
     pub fn breakglass(&self, sample: &Sample) -> Judgement {
-        let mut arguments = Self::trusted(sample);
+        let mut arguments = self.trusted(sample);
         arguments.push("--json".into());
         let output = self.run(sample, &arguments.iter().map(String::as_str).collect::<Vec<_>>());
         judgement(sample, &output)
@@ -73,7 +89,7 @@ impl Judge {
 
     /// What people see, and the exit code.
     pub fn text(&self, sample: &Sample) -> (String, i32) {
-        let arguments = Self::trusted(sample);
+        let arguments = self.trusted(sample);
         let output = self.run(sample, &arguments.iter().map(String::as_str).collect::<Vec<_>>());
         (String::from_utf8(output.stdout).unwrap(), output.status.code().unwrap())
     }
@@ -84,7 +100,7 @@ impl Judge {
         }
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/verify_evidence.py");
         let mut command = Command::new("python3");
-        command.arg("-B").arg(script).arg(self.file(sample)).args(Self::trusted(sample)).arg("--json");
+        command.arg("-B").arg(script).arg(self.file(sample)).args(self.trusted(sample)).arg("--json");
         let found = judgement(sample, &command.output().unwrap());
         self.looked_inside.set(found.looked_inside);
         Some(found)

@@ -2,12 +2,14 @@
 
 use breakglass_api::{
     checkpoint::{Signed, reason},
-    evidence::kind,
     frame::Frame,
     v1::event::Body,
 };
 
-use super::forge::{Host, Parts, SESSION, rechain, recorded, resealed, sign};
+use super::{
+    forge::{Host, Parts, SESSION, rechain, recorded, resealed, sign},
+    proofs,
+};
 
 /// A file and what must be found in it.
 pub struct Sample {
@@ -18,13 +20,40 @@ pub struct Sample {
     /// Failed checks in order of their names, with the frame named.
     pub failed: Vec<(&'static str, Option<u64>)>,
     pub unproved: Vec<&'static str>,
+    /// What the reader wants proved beside.
+    pub asked: Asked,
+    /// Whether it takes a look inside the frames to find it.
+    pub inside: bool,
+}
+
+/// Keys and the like that the reader gives.
+#[derive(Clone, Default)]
+pub struct Asked {
+    pub log_keys: Vec<String>,
+    pub witness_keys: Vec<String>,
+    pub quorum: Option<usize>,
+    pub since: Option<Vec<u8>>,
+    pub reviewers: Option<String>,
 }
 
 impl Sample {
-    fn new(name: &'static str, bytes: Vec<u8>, failed: &[(&'static str, Option<u64>)]) -> Self {
+    pub fn new(name: &'static str, bytes: Vec<u8>, failed: &[(&'static str, Option<u64>)]) -> Self {
         let mut failed = failed.to_vec();
         failed.sort_unstable();
-        Self { name, bytes, trusted: Some(recorded(1).host_key()), failed, unproved: vec!["log"] }
+        let unproved = vec!["log", "witnesses", "consistency", "review"];
+        let trusted = Some(recorded(1).host_key());
+        Self { name, bytes, trusted, failed, unproved, asked: Asked::default(), inside: false }
+    }
+
+    /// One more check that stays unproved.
+    pub fn but_unproved(mut self, check: &'static str) -> Self {
+        self.unproved.push(check);
+        self
+    }
+
+    /// Only who looks inside the frames can find it.
+    pub fn inside(self) -> Self {
+        Self { inside: true, ..self }
     }
 
     pub fn verdict(&self) -> &'static str {
@@ -43,6 +72,7 @@ pub fn all() -> Vec<Sample> {
     samples.extend(forged_statements());
     samples.extend(stolen_keys());
     samples.extend(incomplete());
+    samples.extend(proofs::all());
     samples
 }
 
@@ -61,7 +91,7 @@ fn good() -> Vec<Sample> {
     let whole = Sample::new("whole", parts().file(), &[]);
     let unanchored = Sample { trusted: None, ..Sample::new("no key to compare", parts().file(), &[]) };
     let unknown = changed("sections of later versions", &[], |parts| {
-        parts.others = vec![(kind::REVIEW, b"review".to_vec()), (900, Vec::new())];
+        parts.others = vec![(15, b"later".to_vec()), (900, Vec::new())];
     });
     let mut first = Host::new(1);
     let opened = first.open();

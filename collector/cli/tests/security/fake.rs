@@ -196,6 +196,10 @@ impl Query for Service {
         self.stream(vec![v1::EvidenceChunk { data: b"BGEV".to_vec() }, v1::EvidenceChunk { data: b"ID1\n".to_vec() }])
     }
 
+    async fn submit_review(&self, _: Request<v1::SubmitReviewRequest>) -> Result<Response<v1::Review>, Status> {
+        self.answer(v1::Review::default())
+    }
+
     async fn search(&self, request: Request<v1::SearchRequest>) -> Result<Response<v1::SearchResponse>, Status> {
         let request = request.into_inner();
         if request.text.chars().count() < 3 {

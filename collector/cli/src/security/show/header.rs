@@ -42,10 +42,15 @@ pub(super) fn print(printer: &mut Printer, session: &v1::Session) -> Result<()> 
         ("terminals", terminals(session)),
         ("integrity", integrity(printer, session)),
         ("alerts", alerts(printer, session)),
+        ("review", waiting(printer, session)),
     ];
     for (name, value) in lines.into_iter().filter(|(_, value)| !value.trim().is_empty()) {
         let name = printer.paint(Style::Dim, &pad(name, NAMES));
         printer.folded(&format!("  {name}"), NAMES + 2, &value)?;
+    }
+    for review in &session.reviews {
+        let name = printer.paint(Style::Dim, &pad("reviewed", NAMES));
+        printer.folded(&format!("  {name}"), NAMES + 2, &reviewed(printer, review))?;
     }
     for finding in &session.findings {
         let name = printer.paint(Style::Dim, &pad("proof", NAMES));
@@ -53,6 +58,33 @@ pub(super) fn print(printer: &mut Printer, session: &v1::Session) -> Result<()> 
         printer.line(&format!("  {name}{}", printer.paint(Style::Bad, &told)))?;
     }
     Ok(())
+}
+
+/// Whether somebody still has to look.
+fn waiting(printer: &Printer, session: &v1::Session) -> String {
+    match (session.closed_ns, session.reviewed) {
+        (0, _) | (_, true) => String::new(),
+        _ if session.review_due_ns == 0 => String::new(),
+        _ if session.review_overdue => {
+            let due = printer.zone().full(session.review_due_ns);
+            printer.paint(Style::Bad, &format!("overdue since {due}: nobody has signed it off"))
+        }
+        _ => {
+            let more = if session.reviews.is_empty() { "" } else { ", since more was recorded" };
+            let due = printer.zone().full(session.review_due_ns);
+            printer.paint(Style::Warn, &format!("to be signed off until {due}{more}"))
+        }
+    }
+}
+
+/// What a reviewer said.
+fn reviewed(printer: &Printer, review: &v1::Review) -> String {
+    let text = |s: &str| safe::text(s.as_bytes());
+    let style = if review.verdict == "ok" { Style::Good } else { Style::Bad };
+    let word = printer.paint(style, &text(&review.verdict));
+    let said = if review.note.is_empty() { String::new() } else { format!(": {}", text(&review.note)) };
+    let at = printer.zone().full(review.received_ns);
+    format!("{word} by {}, {at}, up to frame {}{said}", text(&review.reviewer), review.last_frame)
 }
 
 fn deadline(printer: &Printer, session: &v1::Session, opened: &v1::SessionOpened) -> String {

@@ -93,6 +93,11 @@ impl VerifierKey {
         self.kind
     }
 
+    /// Whose it is: the name of the log or the witness.
+    pub fn holder(&self) -> &str {
+        &self.name
+    }
+
     /// The time of a cosignature of `text`, seconds since 1970, if the signature is good. Only for keys of witnesses.
     pub fn cosigned_at(&self, text: &[u8], signature: &[u8]) -> Option<u64> {
         let (time, signature) = signature.split_first_chunk::<8>()?;
@@ -300,6 +305,11 @@ impl SignedCheckpoint {
     pub fn verify(&self, keys: &[VerifierKey]) -> Result<Vec<Signature>, CheckpointError> {
         let known = VerifierList::new(keys.iter().map(|key| Box::new(key.clone()) as Box<dyn Verifier>).collect());
         Ok(self.note.verify(&known).map_err(CheckpointError::Signature)?.0)
+    }
+
+    /// Whether this is a checkpoint of the log with this key, signed with it.
+    pub fn is_signed_by(&self, key: &VerifierKey) -> bool {
+        key.kind == KeyType::Note && key.name == self.origin() && self.verify(std::slice::from_ref(key)).is_ok()
     }
 
     /// The same checkpoint with just these signatures.
