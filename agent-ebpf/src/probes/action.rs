@@ -122,6 +122,16 @@ impl Draft {
         unsafe { core::ptr::write_volatile(self.slot.notes::<u64>(), pos) };
     }
 
+    /// The value, of which the verifier knows nothing any more. `place` is one of the notes beside the first.
+    #[inline(always)]
+    fn forget<const PLACE: usize>(self, value: u64) -> u64 {
+        unsafe {
+            let at = self.slot.notes::<[u64; 8]>().cast::<u64>().add(PLACE);
+            core::ptr::write_volatile(at, value);
+            core::ptr::read_volatile(at)
+        }
+    }
+
     #[inline(always)]
     fn argument(self, place: usize) -> u64 {
         unsafe { (*self.places)[place] }
@@ -144,6 +154,7 @@ pub fn finished(task: Task, regs: Address, call: u16, compat: bool, result: i64)
     let who = task.identity();
     let Some(scope) = scope::find(task, who) else { return };
     let Some(draft) = Draft::new() else { return };
+    let who = Identity { start_ns: draft.forget::<1>(who.start_ns), ..who };
     clear(draft, task, result as u64);
     arguments(draft, regs, compat, result as u64);
     record(draft, task, who, scope, shape, result);
@@ -206,26 +217,33 @@ fn record(draft: Draft, task: Task, who: Identity, scope: Scope, shape: u64, res
             draft.place(shape, Shape::VALUES + 8),
         ];
     }
-    let special = (shape >> Shape::SPECIAL) as u8;
-    if !worth_a_look(draft, special) {
+    if !worth_a_look(draft, (shape >> Shape::SPECIAL) as u8) {
         return;
     }
+    let shape = draft.forget::<2>(shape);
+    let special = (shape >> Shape::SPECIAL) as u8;
     if special == Special::Map as u8 && is_anonymous(draft) {
         kind = Kind::MemoryExecutable as u16;
     } else if special == Special::SocketCall as u8 && draft.argument(1) == SYS_BIND {
         kind = Kind::SocketBound as u16;
     }
+    let kind = draft.forget::<3>(u64::from(kind)) as u16;
     let file = if draft.has(shape, Shape::FILE) && kind != Kind::MemoryExecutable as u16 {
-        file_of(draft, task, draft.place(shape, Shape::FILE))
+        file_of(draft, task, draft.place(shape, Shape::FILE)).unwrap_or(0)
     } else {
-        None
+        0
     };
+    let file = draft.forget::<4>(file);
+    let shape = draft.forget::<2>(shape);
+    let special = (shape >> Shape::SPECIAL) as u8;
     if !wanted(draft, task, who, scope, special, file, result) {
         return;
     }
-    if let Some(file) = file {
+    if file != 0 {
         file_path(draft, task, file);
     }
+    let shape = draft.forget::<2>(shape);
+    let special = (shape >> Shape::SPECIAL) as u8;
     if special == Special::Socket as u8 || special == Special::SocketCall as u8 {
         address(draft);
     } else {
@@ -271,9 +289,9 @@ fn worth_a_look(draft: Draft, special: u8) -> bool {
 
 /// Whether a call is worth a record; reads what its kind needs beside arguments and names.
 #[inline(always)]
-fn wanted(draft: Draft, task: Task, who: Identity, scope: Scope, special: u8, file: Option<u64>, result: i64) -> bool {
+fn wanted(draft: Draft, task: Task, who: Identity, scope: Scope, special: u8, file: u64, result: i64) -> bool {
     if special == Special::Open as u8 {
-        return file.is_some_and(|file| opened_for_writing(draft, file));
+        return file != 0 && opened_for_writing(draft, file);
     }
     if special == Special::CloneStruct as u8 {
         let flags: u64 = from_user(draft.argument(1));

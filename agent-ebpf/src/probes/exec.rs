@@ -44,11 +44,13 @@ const NAME_MAX: usize = 4080;
 pub fn process_exec(context: BtfTracePointContext) -> i32 {
     let task = Task::from_argument(context.arg::<Address>(0));
     let who = task.identity();
-    if let Some(subject) = subject(task, who) {
-        if subject.ring == Ring::Audit && scope::executes(who) {
-            stdio::take_descriptors(task, who, subject.scope.slot);
+    if let Some(subject) = subject(task, who)
+        && let Some(draft) = Draft::begin(subject, who)
+    {
+        if !subject.scope.tagged {
+            draft.note(UNTAGGED);
         }
-        record(&context, task, who, subject);
+        record(&context, task, draft);
     }
     0
 }
@@ -74,13 +76,15 @@ fn subject(task: Task, who: Identity) -> Option<Subject> {
 /// Records, and kills what may not run: a closing session's, the account's without a session where that is policy, or what could
 /// not be recorded or followed. Other people's programs are never killed.
 #[inline(always)]
-fn record(context: &BtfTracePointContext, task: Task, who: Identity, subject: Subject) {
-    let Some(draft) = Draft::begin(subject) else { return };
-    if !subject.scope.tagged {
-        draft.note(UNTAGGED);
+fn record(context: &BtfTracePointContext, task: Task, draft: Draft) {
+    let who = draft.who();
+    if draft.audited() && scope::executes(who) {
+        stdio::take_descriptors(task, who, draft.session());
+    }
+    if draft.noted(UNTAGGED) {
         warn!(context, "the process {} is not followed: the table of tagged processes is full", who.tgid);
     }
-    let slot = subject.scope.slot;
+    let slot = draft.session();
     if draft.audited() && (scope::closing(slot) || (slot == 0 && scope::kill_ungranted())) {
         draft.note(BARRED);
         if scope::kill_current(who) {
@@ -109,6 +113,7 @@ struct Draft {
 struct Notes {
     /// End of the tail.
     pos: u64,
+    who: Identity,
     session: u32,
     ring: u32,
     /// What was noted: bits of the next constants.
@@ -127,11 +132,12 @@ const LOST: u32 = 8;
 
 impl Draft {
     #[inline(always)]
-    fn begin(subject: Subject) -> Option<Self> {
+    fn begin(subject: Subject, who: Identity) -> Option<Self> {
         let slot = Slot::get(scratch::EXEC)?;
         let notes: *mut Notes = slot.notes();
         unsafe {
             (*notes).pos = 0;
+            core::ptr::write_volatile(&raw mut (*notes).who, who);
             (*notes).session = subject.scope.slot;
             (*notes).ring = subject.ring as u32;
             (*notes).bits = 0;
@@ -142,6 +148,11 @@ impl Draft {
     #[inline(always)]
     fn notes(self) -> *mut Notes {
         self.slot.notes()
+    }
+
+    #[inline(always)]
+    fn who(self) -> Identity {
+        unsafe { core::ptr::read_volatile(&raw const (*self.notes()).who) }
     }
 
     #[inline(always)]

@@ -68,16 +68,87 @@ struct Decoded {
 
 impl Decoded {
     fn writes(self) -> bool {
-        self.call == calls::WRITE || self.call == calls::WRITE_VECTOR
+        writes(self.call)
+    }
+}
+
+fn writes(call: u16) -> bool {
+    call == calls::WRITE || call == calls::WRITE_VECTOR
+}
+
+/// A call that has returned, in notes; see [`Slot::notes`].
+#[derive(Clone, Copy)]
+struct Call(*mut Notes);
+
+#[repr(C)]
+struct Notes {
+    first: u64,
+    second: u64,
+    third: u64,
+    call: u32,
+    registers32: u32,
+    vectors32: u32,
+    reserved: u32,
+}
+
+/// Reads a note.
+macro_rules! noted {
+    ($call:expr, $field:ident) => {
+        unsafe { core::ptr::read_volatile(&raw const (*$call.0).$field) }
+    };
+}
+
+impl Call {
+    #[inline(always)]
+    fn note(regs: Address, decoded: Decoded) -> Option<Self> {
+        let notes: *mut Notes = Slot::get(scratch::TRACE)?.notes();
+        let (first, second) = registers(regs, decoded);
+        unsafe {
+            (*notes).first = first;
+            (*notes).second = second;
+            (*notes).third = load(regs, offset!(regs_dx));
+            (*notes).call = u32::from(decoded.call);
+            (*notes).registers32 = u32::from(decoded.registers32);
+            (*notes).vectors32 = u32::from(decoded.vectors32);
+        }
+        Some(Self(notes))
     }
 
+    #[inline(always)]
+    fn code(self) -> u16 {
+        noted!(self, call) as u16
+    }
+
+    #[inline(always)]
+    fn first(self) -> u64 {
+        noted!(self, first)
+    }
+
+    #[inline(always)]
+    fn second(self) -> u64 {
+        noted!(self, second)
+    }
+
+    #[inline(always)]
+    fn third(self) -> u64 {
+        noted!(self, third)
+    }
+
+    #[inline(always)]
+    fn writes(self) -> bool {
+        writes(self.code())
+    }
+
+    #[inline(always)]
     fn vectored(self) -> bool {
-        self.call == calls::READ_VECTOR || self.call == calls::WRITE_VECTOR
+        let code = self.code();
+        code == calls::READ_VECTOR || code == calls::WRITE_VECTOR
     }
 
     /// Where a read or write keeps its data.
+    #[inline(always)]
     fn source(self) -> Source {
-        match (self.vectored(), self.vectors32) {
+        match (self.vectored(), noted!(self, vectors32) != 0) {
             (false, _) => Source::User,
             (true, false) => Source::UserVector,
             (true, true) => Source::UserVectorCompat,
@@ -109,26 +180,27 @@ pub fn syscall_exit(context: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn finished(regs: Address, decoded: Decoded, result: i64) {
     let task = Task::current();
-    match decoded.call {
+    let Some(call) = Call::note(regs, decoded) else { return };
+    match call.code() {
         calls::READ | calls::READ_VECTOR | calls::WRITE | calls::WRITE_VECTOR => {
-            moved(task, regs, decoded, result);
+            moved(task, call, result);
         }
         calls::EXEC | calls::EXEC_AT => {
             if (-ERRNO_MAX..0).contains(&result) {
-                exec_failed(task, regs, decoded, -result);
+                exec_failed(task, call, -result);
             }
         }
         calls::SPLICE => {
             if by_syscall() && result > 0 {
-                spliced(task, regs, decoded, result as u64);
+                spliced(task, call, result as u64);
             }
         }
         calls::PIPE | calls::DUP => {
             if result >= 0 {
-                connects(task, regs, decoded, result);
+                connects(task, call, result);
             }
         }
-        action => action::finished(task, regs, action, decoded.registers32, result),
+        action => action::finished(task, regs, action, noted!(call, registers32) != 0, result),
     }
 }
 
@@ -220,25 +292,24 @@ fn note_write(regs: Address) {
 
 /// At the exit of a read or write: sends what it moved at the master end of a session's terminal, or at an end of its stdio.
 #[inline(always)]
-fn moved(task: Task, regs: Address, decoded: Decoded, result: i64) {
+fn moved(task: Task, call: Call, result: i64) {
     if result <= 0 {
-        forget(decoded);
+        forget(call);
         return;
     }
-    let (descriptor, address) = registers(regs, decoded);
-    let Some(file) = descriptor::file(task, descriptor, Site::ReadTerminal) else { return };
+    let Some(file) = descriptor::file(task, call.first(), Site::ReadTerminal) else { return };
     let Some((inode, mode)) = descriptor::inode(file, Site::ReadTerminal) else { return };
     match mode & TYPE_MASK {
         CHARACTER => {
             if by_syscall() {
-                character(task, file, inode, decoded, address, result);
+                character(task, file, inode, call, result);
             }
         }
         FIFO | SOCKET => {
-            stdio::moved(task, inode, decoded.writes(), decoded.source(), address, result as u64);
+            stdio::moved(task, inode, call.writes(), call.source(), call.second(), result as u64);
         }
         REGULAR => {
-            if decoded.writes() {
+            if call.writes() {
                 written::wrote(task, file, inode);
             }
         }
@@ -248,8 +319,8 @@ fn moved(task: Task, regs: Address, decoded: Decoded, result: i64) {
 
 /// A login makes a pipe, or puts a descriptor where a program will look for its stdio.
 #[inline(always)]
-fn connects(task: Task, regs: Address, decoded: Decoded, result: i64) {
-    if decoded.call == calls::DUP && result > 2 {
+fn connects(task: Task, call: Call, result: i64) {
+    if call.code() == calls::DUP && result > 2 {
         return;
     }
     let who = task.identity();
@@ -257,37 +328,36 @@ fn connects(task: Task, regs: Address, decoded: Decoded, result: i64) {
     if !scope::logs_in(who) {
         return;
     }
-    if decoded.call == calls::DUP {
+    if call.code() == calls::DUP {
         stdio::take(task, who, scope.slot, result as u32);
     } else {
-        let (descriptors, _) = registers(regs, decoded);
-        stdio::take_pipe(task, who, scope.slot, descriptors);
+        stdio::take_pipe(task, who, scope.slot, call.first());
     }
 }
 
 /// At the exit of a read or write on a character device: a terminal's master end, a line, or the screen of a virtual console.
 #[inline(always)]
-fn character(task: Task, file: u64, inode: u64, decoded: Decoded, address: u64, result: i64) {
+fn character(task: Task, file: u64, inode: u64, call: Call, result: i64) {
     let Some(device) = peek::<u32>(inode, offset!(inode_rdev), Site::ReadTerminal) else { return };
     if device == PTMX {
         if let Some(master) = terminal_of(file) {
-            master_end(task, master, decoded, address, result);
+            master_end(task, master, call, result);
         }
-    } else if decoded.writes() {
+    } else if call.writes() {
         let major = device >> 20;
         if major == VCS_MAJOR {
             // Of several buffers only the number of bytes is kept.
-            let from = if decoded.vectored() { 0 } else { address };
+            let from = if call.vectored() { 0 } else { call.second() };
             written::painted(task, file, from, result as u64, scratch::EXEC);
         } else if LINE_MAJORS.contains(&major) {
-            line_write(task, file, decoded, address, result);
+            line_write(task, file, call, result);
         }
     }
 }
 
 /// At the exit of a write to a console or serial line: what the program wrote, before the line discipline, and without echo.
 #[inline(always)]
-fn line_write(task: Task, file: u64, decoded: Decoded, address: u64, result: i64) -> Option<()> {
+fn line_write(task: Task, file: u64, call: Call, result: i64) -> Option<()> {
     let tty = terminal_of(file)?;
     let (major, _) = terminal::device(tty)?;
     if terminal::end_of(major) != End::Line {
@@ -296,19 +366,17 @@ fn line_write(task: Task, file: u64, decoded: Decoded, address: u64, result: i64
     let who = task.identity();
     let known = known(tty, task, who)?;
     let mut copy = copy(Kind::TerminalOutput, tty, known, who, result as u64);
-    copy.source = decoded.source();
-    copy.address = address;
+    copy.source = call.source();
+    copy.address = call.second();
     chunk::send_from_trace(&copy);
     Some(())
 }
 
 /// At the exit of a `splice` out of or into a master: its bytes never were in anybody's memory.
 #[inline(always)]
-fn spliced(task: Task, regs: Address, decoded: Decoded, bytes: u64) {
-    let (from, _) = registers(regs, decoded);
-    let into: u64 = load(regs, offset!(regs_dx));
-    missing(task, from, Kind::TerminalOutput, bytes);
-    missing(task, into, Kind::TerminalInput, bytes);
+fn spliced(task: Task, call: Call, bytes: u64) {
+    missing(task, call.first(), Kind::TerminalOutput, bytes);
+    missing(task, call.third(), Kind::TerminalInput, bytes);
 }
 
 #[inline(always)]
@@ -359,30 +427,30 @@ fn copy(kind: Kind, slave: u64, known: Terminal, who: Identity, total: u64) -> C
 
 /// At the exit of a read or write on a terminal's master end.
 #[inline(always)]
-fn master_end(task: Task, master: u64, decoded: Decoded, address: u64, result: i64) {
+fn master_end(task: Task, master: u64, call: Call, result: i64) {
     let Some(slave) = peek::<u64>(master, offset!(tty_link), Site::ReadTerminal) else { return };
     if slave == 0 {
         return;
     }
     let who = task.identity();
     let Some(known) = known(slave, task, who) else { return };
-    if decoded.writes() && hidden(slave) {
+    if call.writes() && hidden(slave) {
         withhold(known, who, result as u64);
         return;
     }
     // In packet mode a read begins with a control byte that no screen shows.
-    let packet = if decoded.call == calls::READ { packet_byte(master) } else { 0 };
-    let kind = if decoded.writes() { Kind::TerminalInput } else { Kind::TerminalOutput };
+    let packet = if call.code() == calls::READ { packet_byte(master) } else { 0 };
+    let kind = if call.writes() { Kind::TerminalInput } else { Kind::TerminalOutput };
     let mut copy = copy(kind, slave, known, who, result as u64 - packet);
-    copy.source = decoded.source();
-    copy.address = address + packet;
+    copy.source = call.source();
+    copy.address = call.second() + packet;
     chunk::send_from_trace(&copy);
 }
 
 /// A write that moved nothing must not leave its mark for the next one.
 #[inline(always)]
-fn forget(decoded: Decoded) {
-    if decoded.writes() {
+fn forget(call: Call) {
+    if call.writes() {
         let thread = bpf_get_current_pid_tgid();
         let _ = PENDING.remove(&thread);
     }
@@ -431,12 +499,11 @@ fn withhold(known: Terminal, who: Identity, bytes: u64) {
 
 /// An exec of a task in scope that the kernel refused. The name is read from the caller's memory and is only what it claims.
 #[inline(always)]
-fn exec_failed(task: Task, regs: Address, decoded: Decoded, errno: i64) {
+fn exec_failed(task: Task, call: Call, errno: i64) {
     let who = task.identity();
     let Some(scope) = scope::enter(task, who) else { return };
     let Some(slot) = Slot::get(scratch::TRACE) else { return };
-    let (first, second) = registers(regs, decoded);
-    let from = if decoded.call == calls::EXEC_AT { second } else { first };
+    let from = if call.code() == calls::EXEC_AT { call.second() } else { call.first() };
     let failed: *mut ExecFailed = slot.record();
     let name_len = unsafe {
         let into = core::slice::from_raw_parts_mut(slot.record::<u8>().add(ExecFailed::SIZE), NAME_MAX);
