@@ -16,6 +16,7 @@ import argparse
 import ctypes
 import hashlib
 import json
+import os
 import re
 import struct
 import sys
@@ -24,19 +25,32 @@ import uuid
 from evidence_proofs import (
     Broken, LogCheckpoint, NoteKey, Review, continues, hashes_of, is_included, read_reviewers, signature_fits,
 )
+# Where dictionary N lies as N.zdict, and the SHA-256 of each ("Frame" in docs/EVIDENCE.md).
+DICTIONARIES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../collector/api/src/dictionaries")
+DICTIONARY_HASHES = {1: "be14693372fdcb280c9542827c61b8e2d7ad9688d8c6e8c14ae3c474fb8ff3c5"}
+
+
+def dictionary(number):
+    with open(os.path.join(DICTIONARIES, f"{number}.zdict"), "rb") as file:
+        content = file.read()
+    if hashlib.sha256(content).hexdigest() != DICTIONARY_HASHES[number]:
+        raise ValueError(f"dictionary {number} is not the documented one")
+    return content
+
 
 try:
     import zstandard
 
-    def decompress(payload, size):
-        return zstandard.ZstdDecompressor().decompress(payload, max_output_size=max(size, 1))
+    def decompress(payload, size, number):
+        known = zstandard.ZstdCompressionDict(dictionary(number)) if number else None
+        return zstandard.ZstdDecompressor(dict_data=known).decompress(payload, max_output_size=max(size, 1))
 
 except ImportError:
     try:
         from compression import zstd
 
-        def decompress(payload, size):
-            return zstd.decompress(payload)
+        def decompress(payload, size, number):
+            return zstd.decompress(payload, zstd_dict=zstd.ZstdDict(dictionary(number)) if number else None)
 
     except ImportError:
         try:
@@ -109,11 +123,12 @@ class Frame:
     def __init__(self, data):
         if len(data) < 120 or data[:4] != b"BGF1":
             raise Broken("not a frame")
-        (codec, zeros, self.stream, self.boot_id, self.seq, self.prev, _, self.last_boot_ns, self.wall_offset_ns, self.events,
-         self.raw_len, length, tail) = struct.unpack_from("<B3s16s16sQ32sQQqIII4s", data, 4)
+        (codec, self.dictionary, zeros, self.stream, self.boot_id, self.seq, self.prev, _, self.last_boot_ns, self.wall_offset_ns, self.events,
+         self.raw_len, length, tail) = struct.unpack_from("<BB2s16s16sQ32sQQqIII4s", data, 4)
         if length > PAYLOAD_MAX or len(data) != 120 + length + 32:
             raise Broken("the length of the frame is wrong")
-        if codec != 1 or zeros != bytes(3) or tail != bytes(4) or self.raw_len > RAW_MAX:
+        known = self.dictionary == 0 if codec == 1 else codec == 2 and self.dictionary in DICTIONARY_HASHES
+        if not known or zeros != bytes(2) or tail != bytes(4) or self.raw_len > RAW_MAX:
             raise Broken("the header of the frame is wrong")
         self.payload, self.hash = data[120:-32], data[-32:]
         if hashlib.sha256(b"breakglass-frame-v1\0" + data[:-32]).digest() != self.hash:
@@ -226,7 +241,7 @@ OPERATOR, OPERATOR_KEY = 1, 2
 
 def read_batch(frame, session, numbers, told):
     try:
-        raw = decompress(frame.payload, frame.raw_len)
+        raw = decompress(frame.payload, frame.raw_len, frame.dictionary)
     except Exception as error:  # whatever the decompressor raises
         raise Broken("the payload cannot be decompressed") from error
     if len(raw) != frame.raw_len:

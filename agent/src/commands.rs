@@ -24,8 +24,8 @@ use crate::{
         Account,
         keys::{self, Now},
     },
-    config::{Config, ConfigError},
-    doctor,
+    config::{Config, ConfigError, default_server_name},
+    doctor, enrol,
     evidence::keys::RENEW,
     identity,
     kernel::{self, Verdict},
@@ -33,6 +33,9 @@ use crate::{
 
 /// How long the running agent may take to answer; opening may wait for the account's files.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
+/// Longest token read from standard input, bytes; one has 101 characters and a line end.
+const TOKEN_MAX: u64 = 1024;
 
 /// Prints the keys that may log in as `user`. Prints nothing on any doubt, and ends with success in any case: sshd reads an empty
 /// answer as "no key", and logs a failing helper as an error of its configuration.
@@ -68,6 +71,47 @@ pub fn rekey(path: &Path) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Joins a collector.
+pub fn enroll(
+    path: &Path,
+    url: &str,
+    token: &str,
+    server_name: Option<String>,
+    again: bool,
+) -> anyhow::Result<ExitCode> {
+    let config = load_or_default(path)?;
+    let mut text = token.to_owned();
+    if token == "-" {
+        text.clear();
+        std::io::stdin().take(TOKEN_MAX).read_to_string(&mut text).context("cannot read the token")?;
+    }
+    let known = config.collector.as_ref().map(|collector| collector.server_name.clone());
+    let server_name = server_name.or(known).unwrap_or_else(default_server_name);
+    let folder = &config.host.enrolment;
+    let join = enrol::Join { url, server_name: &server_name, token: enrol::Token::parse(&text)?, folder, again };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (id, name) = runtime.block_on(enrol::join(&join))?;
+    println!("this host is {name}, {id}; its certificate is in {}", folder.display());
+    if config.collector.is_none() {
+        println!(
+            "put this into {}, then start the agent:\n\n[collector]\nurls = [{url:?}]\nserver_name = {server_name:?}",
+            path.display()
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn load_or_default(path: &Path) -> Result<Config, ConfigError> {
+    match Config::load(path) {
+        Err(ConfigError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(Config::default()),
+        loaded => loaded,
+    }
+}
+
+fn now() -> std::io::Result<Now> {
+    Ok(Now { boot_id: identity::boot_id()?, boot_ns: clock::boot_ns(), wall_s: clock::wall_s() })
+}
+
 /// How `doctor` is asked.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DoctorOptions {
@@ -89,10 +133,7 @@ struct Report {
 
 /// Prints what the kernel allows, and whether operators would get in.
 pub fn doctor(path: &Path, options: DoctorOptions) -> anyhow::Result<ExitCode> {
-    let config = match Config::load(path) {
-        Err(ConfigError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Config::default(),
-        loaded => loaded?,
-    };
+    let config = load_or_default(path)?;
     let kernel = (!options.access).then(|| kernel::doctor(&kernel::Options::new(&config.kernel, 0)));
     let report = Report { kernel, access: doctor::access(&config) };
     if options.json {
@@ -248,6 +289,7 @@ fn status_json(status: &Status) -> serde_json::Value {
         "live_processes": status.live_processes,
         "spool_frames": status.spool_frames,
         "spool_bytes": status.spool_bytes,
+        "spool_in_memory": (!status.spool_in_memory.is_empty()).then_some(&status.spool_in_memory),
         "last_seq": status.last_seq,
         "acked_seq": status.acked_seq,
         "collector_connected": status.collector_connected,
@@ -281,6 +323,9 @@ fn status_text(status: &Status) -> String {
     }
     line("frames", format!("{} durable, {} acknowledged", status.last_seq, status.acked_seq));
     line("spool", format!("{} frames, {} bytes", status.spool_frames, status.spool_bytes));
+    if !status.spool_in_memory.is_empty() {
+        line("", format!("NOT ON DISK: {}", status.spool_in_memory));
+    }
     let collector = match (status.collector_connected, status.collector_error.as_str()) {
         (true, _) => "connected".to_owned(),
         (false, "") => "none".to_owned(),

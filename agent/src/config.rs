@@ -133,6 +133,9 @@ pub struct Collector {
     /// Name that the collector's certificate must carry.
     #[serde(default = "default_server_name")]
     pub server_name: String,
+    /// Whether reviewers and administrators may, by way of the collector, end a session and have the rules read anew.
+    #[serde(default = "yes")]
+    pub orders: bool,
 }
 
 /// What is kept until the collector has it.
@@ -313,7 +316,12 @@ impl Default for Aftermath {
     }
 }
 
-fn default_server_name() -> String {
+fn yes() -> bool {
+    true
+}
+
+/// The name that a collector has if nothing else is said.
+pub fn default_server_name() -> String {
     "collector".into()
 }
 

@@ -21,6 +21,7 @@ use crate::{
     account::Account,
     config::{Config, Tier},
     control::{self, verifier},
+    enrol,
     evidence::{FileKeys, KeyError, KeyStore as _, Notary},
     identity,
     kernel::{self, Kernel, KernelInfo, Reader},
@@ -32,13 +33,14 @@ use crate::{
         looks::Looks,
         machine::Machine as _,
         manager::Manager,
+        orders,
         rotate::Rotation,
         service::{Facts, Service},
         ungranted::Ungranted,
         witness::Witnessing,
     },
     ship::{self, Shipper},
-    spool::{Limits, Recovery, Spool, SpoolReader},
+    spool::{Limits, Recovery, Spool, SpoolError, SpoolReader, memory},
     sys,
 };
 
@@ -119,8 +121,7 @@ async fn start(path: &Path, config: Config, account: Account) -> anyhow::Result<
     let intents = IntentStore::new(&config.host.state, &config.host.runtime);
     let names: Vec<_> = intents.read().map(|intent| (intent.slot, intent.session)).into_iter().collect();
     let spool_folder = config.host.state.join("spool");
-    let (spool, recovery) = Spool::open(&spool_folder, spool_limits(&config))
-        .with_context(|| format!("the spool {} cannot be opened", spool_folder.display()))?;
+    let (spool, recovery, volatile) = open_spool(&spool_folder, spool_limits(&config))?;
     let reader = spool.reader();
     let options = recorder::Options { ring_bytes: ring_bytes(&config), ..recorder::Options::default() };
     let recorder = Recorder::start(source, spool, &recovery, &names, options)?;
@@ -132,6 +133,12 @@ async fn start(path: &Path, config: Config, account: Account) -> anyhow::Result<
     let manager = Manager::new(host, recorder.clone(), intents);
     announce(&recorder, &info, &host_name, boot_id).await;
     tell_cuts(&recorder, &recovery).await;
+    if let Some(message) = &volatile {
+        let alert = Alert { code: "spool-in-memory".into(), message: message.clone(), process: None };
+        if let Err(error) = recorder.record(None, Body::Alert(alert)).await {
+            tracing::error!(%error, "an alert could not be recorded");
+        }
+    }
     let notary = start_notary(&config, &recorder, &host_id).await;
     manager.recover().await;
     if manager.view().session.is_none() {
@@ -139,18 +146,27 @@ async fn start(path: &Path, config: Config, account: Account) -> anyhow::Result<
         tokio::spawn(async move { manager.on_machine(Host::look_at_rest).await });
     }
 
-    let shipper = start_shipper(&config, &recorder, reader.another(), &host_id, &host_name, &info)?;
-    let facts = Facts {
+    let identity = verifier::Identity {
         host_id: host_id.clone(),
         host_name: host_name.clone(),
+        boot_id,
+        account: account_name,
+        account_uid: uid,
+    };
+    let verifier = Arc::new(verifier::Verifier::new(identity, &config.grant, &config.host.state));
+    let orders = take_orders(&config, path, &manager, &verifier);
+    let shipper = start_shipper(&config, &recorder, reader.another(), &host_id, &host_name, &info, orders)?;
+    let facts = Facts {
+        host_id,
+        host_name,
         tier_reason: tier_reason(&info),
         ssh_port: config.account.ssh_port,
         ssh_host_keys: config.account.ssh_host_keys.clone(),
+        spool_in_memory: volatile.unwrap_or_default(),
     };
     let service = Service::new(manager.clone(), facts, reader, shipper.as_ref().map(Shipper::observer));
-    let identity = verifier::Identity { host_id, host_name, boot_id, account: account_name, account_uid: uid };
-    let verifier = Arc::new(verifier::Verifier::new(identity, &config.grant, &config.host.state));
     let (shutdown, stopping) = watch::channel(false);
+    keep_certificate(&config, stopping.clone());
     let control = control::serve(control::Options::from(&config), Arc::new(service), verifier, stopping).await?;
     Ok(Parts { manager, recorder, notary, shipper, shutdown, control })
 }
@@ -187,6 +203,27 @@ async fn stop(parts: Parts, reason: &str) -> anyhow::Result<()> {
         shipper.stop().await;
     }
     locked.map(drop).context("the emergency account could not be locked at stop")
+}
+
+/// Opens the spool; where its disk cannot be used, one in memory, with the reason. A host that can be recorded only so long as the
+/// agent runs is worth more than one that cannot be opened: what is recorded leaves it within milliseconds.
+fn open_spool(folder: &Path, limits: Limits) -> anyhow::Result<(Spool, Recovery, Option<String>)> {
+    let error = match Spool::open(folder, limits) {
+        Ok((spool, recovery)) => return Ok((spool, recovery, None)),
+        Err(error @ SpoolError::Io { .. }) => error,
+        // Another agent, a later format, damage that no repair mends: a second spool would hide it.
+        Err(error) => {
+            return Err(error).with_context(|| format!("the spool {} cannot be opened", folder.display()));
+        }
+    };
+    let message = format!(
+        "the record is kept in memory, at most {} MiB of it, and what the collector does not have is lost with the agent: {error}",
+        memory::LIMITS.max_bytes >> 20
+    );
+    tracing::error!("{message}");
+    let disk = Arc::new(memory::MemoryDisk::default());
+    let (spool, recovery) = Spool::open_on(disk, folder, memory::LIMITS).context("no spool in memory either")?;
+    Ok((spool, recovery, Some(message)))
 }
 
 /// Loads the programs. Failing that, the host goes on locked and refuses to open, so that operators learn why.
@@ -242,6 +279,31 @@ async fn open_keys(config: &Config, host_id: &str) -> anyhow::Result<(FileKeys, 
     Ok((keys.await.context("opening the signing key failed")??, host_id.into_bytes()))
 }
 
+/// Begins to keep the host's certificate fresh, where there is somebody to ask.
+fn keep_certificate(config: &Config, stopping: watch::Receiver<bool>) {
+    let Some(collector) = &config.collector else { return };
+    let renewal = enrol::Renewal {
+        urls: collector.urls.clone(),
+        server_name: collector.server_name.clone(),
+        enrolment: config.host.enrolment.clone(),
+    };
+    tokio::spawn(renewal.run(stopping));
+}
+
+/// Begins to carry out what the collector passes on, where the configuration allows that.
+fn take_orders(
+    config: &Config,
+    path: &Path,
+    manager: &Manager<Host, Recorder>,
+    verifier: &Arc<verifier::Verifier>,
+) -> Option<ship::Orders> {
+    config.collector.as_ref().filter(|collector| collector.orders)?;
+    let (orders, desk) = orders::desk();
+    let rules = orders::Rules { config: path.to_owned(), verifier: Arc::clone(verifier) };
+    tokio::spawn(orders::serve(desk, manager.clone(), rules));
+    Some(orders)
+}
+
 fn start_shipper(
     config: &Config,
     recorder: &Recorder,
@@ -249,6 +311,7 @@ fn start_shipper(
     host_id: &str,
     host_name: &str,
     info: &Result<KernelInfo, String>,
+    orders: Option<ship::Orders>,
 ) -> anyhow::Result<Option<Shipper>> {
     let Some(collector) = &config.collector else {
         tracing::warn!("no collector is configured: records stay in the spool on this host");
@@ -262,6 +325,7 @@ fn start_shipper(
         hostname: host_name.to_owned(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         tier: tier(info).to_string(),
+        orders,
         pace: ship::Pace::default(),
     };
     let shipper = Shipper::start(options, recorder.durable(), reader).context("shipping cannot be started")?;
@@ -329,6 +393,15 @@ fn prepare_folders(config: &Config) -> anyhow::Result<()> {
             .mode(mode)
             .create(folder)
             .and_then(|()| fs::set_permissions(folder, fs::Permissions::from_mode(mode)))
+            .or_else(|error| match folder == &config.host.state {
+                // A disk that cannot be written keeps nobody out: the spool is in memory then, and each part that misses the folder
+                // says so.
+                true => {
+                    tracing::error!(folder = %folder.display(), %error, "the state folder cannot be prepared");
+                    Ok(())
+                }
+                false => Err(error),
+            })
             .with_context(|| format!("cannot prepare the folder {}", folder.display()))?;
     }
     Ok(())

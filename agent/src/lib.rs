@@ -11,6 +11,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod doctor;
+pub mod enrol;
 pub mod evidence;
 pub mod gate;
 pub mod grant;

@@ -104,6 +104,28 @@ enum Command {
         #[arg(long)]
         socket: Option<PathBuf>,
     },
+    /// Join a collector: make this host's key, and get its certificate for a one-time token.
+    #[command(
+        after_help = "Example:\n  breakglass-agent enroll --collector https://collector.example.org:7444 --token bge1.…\n\n\
+        The token comes from `breakglass-collector enroll token`. The private key never leaves this host."
+    )]
+    Enroll {
+        /// The collector's address.
+        #[arg(long, value_name = "URL")]
+        collector: String,
+        /// The token; "-" reads it from standard input.
+        #[arg(long)]
+        token: String,
+        /// Name that the collector's certificate carries; that of the configuration where left out.
+        #[arg(long, value_name = "NAME")]
+        server_name: Option<String>,
+        /// Replace an enrolment that is there.
+        #[arg(long)]
+        again: bool,
+        /// The configuration; the defaults are used where it does not exist.
+        #[arg(long, default_value = config::DEFAULT_PATH)]
+        config: PathBuf,
+    },
     /// One-time codes for when there is no key, such as at the console.
     #[command(subcommand)]
     Codes(Codes),
@@ -159,6 +181,9 @@ fn main() -> ExitCode {
         }
         Command::Codes(Codes::Issue { count, keep, config }) => codes::command::issue(&config, count, keep),
         Command::Codes(Codes::Status { json, config }) => codes::command::status(&config, json),
+        Command::Enroll { collector, token, server_name, again, config } => {
+            commands::enroll(&config, &collector, &token, server_name, again)
+        }
         Command::Rekey { config } => commands::rekey(&config),
     };
     result.unwrap_or_else(|error| {

@@ -6,7 +6,7 @@ use prost::Message;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let files = ["event", "ingest", "query", "control"].map(|name| format!("breakglass/v1/{name}.proto"));
+    let files = ["event", "ingest", "query", "control", "manage"].map(|name| format!("breakglass/v1/{name}.proto"));
     let descriptors = protox::compile(files, ["proto"])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     // Served by the reflection service.

@@ -3,6 +3,7 @@
 use tonic::{Request, Status};
 
 use crate::pki::{Peer, Role};
+use crate::settings::Layout;
 
 /// What a caller of the query service may see.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,10 +24,11 @@ pub fn peer<T>(request: &Request<T>) -> Result<Peer, Status> {
     })
 }
 
-/// The caller, who must be a host's agent.
-pub fn host<T>(request: &Request<T>) -> Result<Peer, Status> {
+/// The caller, who must be the agent of a host that was not retired.
+pub fn host<T>(request: &Request<T>, layout: &Layout) -> Result<Peer, Status> {
     let peer = peer(request)?;
     match peer.role {
+        Role::Host if layout.is_retired(&peer.name) => Err(denied(&peer, "this host was retired here")),
         Role::Host => Ok(peer),
         Role::Collector | Role::Operator | Role::Reviewer | Role::Admin => {
             Err(denied(&peer, "only the agent of a host may send records"))
@@ -62,6 +64,28 @@ pub fn reviewer<T>(request: &Request<T>) -> Result<Peer, Status> {
     }
 }
 
+/// The caller, who must be a reviewer or an administrator, for the service of those who act. Leaves a line in the log.
+pub fn actor<T>(request: &Request<T>, call: &'static str) -> Result<Peer, Status>
+where
+    T: std::fmt::Debug,
+{
+    let peer = peer(request)?;
+    match peer.role {
+        Role::Reviewer | Role::Admin => {
+            tracing::info!(target: "breakglass_collector::access", who = %peer, call, request = ?request.get_ref(), "called");
+            Ok(peer)
+        }
+        Role::Host | Role::Collector | Role::Operator => {
+            Err(denied(&peer, "only reviewers and administrators may do this"))
+        }
+    }
+}
+
+/// Anybody with a certificate, for services that tell nothing. gRPC's interceptors see no more of a request.
+pub fn anybody(request: Request<()>) -> Result<Request<()>, Status> {
+    peer(&request).map(|_| request)
+}
+
 /// The caller may see everything, or is told why not.
 pub fn require_all(peer: &Peer, scope: &Scope) -> Result<(), Status> {
     match scope {
@@ -70,7 +94,7 @@ pub fn require_all(peer: &Peer, scope: &Scope) -> Result<(), Status> {
     }
 }
 
-fn denied(peer: &Peer, why: &str) -> Status {
+pub(crate) fn denied(peer: &Peer, why: &str) -> Status {
     tracing::warn!(who = %peer, why, "denied");
     Status::permission_denied(format!("{peer}: {why}"))
 }

@@ -24,7 +24,39 @@ pub struct Settings {
     /// Reviews of sessions.
     #[serde(default)]
     pub review: ReviewSettings,
+    /// Certificates for hosts.
+    #[serde(default)]
+    pub enrol: Enrol,
+    /// What is done when an alarm is raised.
+    #[serde(default)]
+    pub alarms: Alarms,
 }
+
+/// Certificates for hosts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Enrol {
+    /// How long a host's certificate is good, minutes. Agents renew theirs after a third of it.
+    pub host_minutes: u32,
+}
+
+impl Default for Enrol {
+    fn default() -> Self {
+        // 30 days: a collector may be away for 20 of them before a host can neither ship nor be opened over TLS.
+        Self { host_minutes: 30 * 24 * 60 }
+    }
+}
+
+/// What is done when an alarm is raised.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Alarms {
+    /// Program and arguments to be run for each, with the alarm as one JSON object on standard input; empty: none.
+    pub exec: Vec<String>,
+}
+
+/// Longest time that a host's certificate may be good: a year.
+const HOST_MINUTES_MAX: u32 = 365 * 24 * 60;
 
 /// Where everything lies below the collector's folder.
 #[derive(Clone, Debug)]
@@ -53,7 +85,8 @@ impl Layout {
         self.root.join("ca.crt")
     }
 
-    /// Key of the private CA. Needed to enrol, not to serve: it may be kept elsewhere in between.
+    /// Key of the private CA. Needed to enrol and to renew certificates of hosts, not to serve: it may be kept elsewhere as long as
+    /// neither is due.
     pub fn ca_key(&self) -> PathBuf {
         self.root.join("ca.key")
     }
@@ -93,6 +126,27 @@ impl Layout {
         self.root.join("reviewers")
     }
 
+    /// The database of alarms and of what people did.
+    pub fn desk_db(&self) -> PathBuf {
+        self.data().join("desk.db")
+    }
+
+    /// The folder of one-time tokens.
+    pub fn tokens(&self) -> PathBuf {
+        self.root.join("tokens")
+    }
+
+    /// The folder with a file for each retired host, named by its id.
+    pub fn retired(&self) -> PathBuf {
+        self.root.join("retired")
+    }
+
+    /// Whether a host is not to come back.
+    pub fn is_retired(&self, host_id: &str) -> bool {
+        // An id is a UUID; nothing that could lead elsewhere gets into a certificate.
+        !host_id.contains('/') && self.retired().join(host_id).exists()
+    }
+
     /// The key of the transparency log.
     pub fn log_key(&self) -> PathBuf {
         self.root.join("log.key")
@@ -116,7 +170,11 @@ impl Layout {
                 self.root.display()
             )
         })?;
-        toml::from_str(&text).with_context(|| format!("{} is not valid", path.display()))
+        let settings: Settings = toml::from_str(&text).with_context(|| format!("{} is not valid", path.display()))?;
+        if !(1..=HOST_MINUTES_MAX).contains(&settings.enrol.host_minutes) {
+            bail!("{}: enrol.host_minutes must be from 1 to {HOST_MINUTES_MAX}", path.display());
+        }
+        Ok(settings)
     }
 
     /// Takes the folder's lock, so that only one process writes its databases. Held as long as the file is open.

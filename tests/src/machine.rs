@@ -87,6 +87,12 @@ pub fn mount_memory_disk(folder: &Path, size: &str) -> Result<()> {
         .with_context(|| format!("cannot mount a memory disk at {}", folder.display()))
 }
 
+/// Makes a mounted disk read-only; mounting it again makes it writable.
+pub fn make_read_only(folder: &Path) -> Result<()> {
+    mount(None::<&str>, folder, None::<&str>, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>)
+        .with_context(|| format!("cannot make {} read-only", folder.display()))
+}
+
 fn mounted(path: impl AsRef<Path>, magic: FsType) -> bool {
     statfs(path.as_ref()).is_ok_and(|found| found.filesystem_type() == magic)
 }

@@ -6,12 +6,15 @@ use std::{
     net::SocketAddr,
     os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
 };
 
 use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
 };
 use tokio::net::{TcpListener, UnixListener};
 
@@ -118,6 +121,63 @@ pub async fn tcp(address: SocketAddr, runtime: &Path) -> Result<(TcpListener, So
 
 /// TLS 1.3 with the host's certificate. Operators show none: what they prove, they prove by their signature.
 pub fn tls(enrolment: &Path) -> Result<Arc<ServerConfig>, ControlError> {
+    let certificate = Certificate::new(enrolment)?;
+    let wrong = |message: String| ControlError::Certificate { path: enrolment.join("host.crt"), message };
+    let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|e| wrong(e.to_string()))?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(certificate));
+    Ok(Arc::new(config))
+}
+
+/// The host's certificate, read again when it was renewed: an agent runs for longer than one is good.
+#[derive(Debug)]
+struct Certificate {
+    enrolment: PathBuf,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    changed: Option<SystemTime>,
+    key: Arc<CertifiedKey>,
+}
+
+impl Certificate {
+    fn new(enrolment: &Path) -> Result<Self, ControlError> {
+        let known = Known { changed: changed(enrolment), key: Arc::new(certified(enrolment)?) };
+        Ok(Self { enrolment: enrolment.to_owned(), known: Mutex::new(known) })
+    }
+
+    /// The certificate as it is now; the one before where it cannot be read.
+    fn current(&self) -> Arc<CertifiedKey> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = changed(&self.enrolment);
+        if now != known.changed {
+            // Tried once for each change.
+            known.changed = now;
+            match certified(&self.enrolment) {
+                Ok(key) => known.key = Arc::new(key),
+                Err(error) => tracing::warn!("the host's new certificate cannot be used, the old one goes on: {error}"),
+            }
+        }
+        Arc::clone(&known.key)
+    }
+}
+
+impl ResolvesServerCert for Certificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.current())
+    }
+}
+
+fn changed(enrolment: &Path) -> Option<SystemTime> {
+    fs::metadata(enrolment.join("host.crt")).and_then(|meta| meta.modified()).ok()
+}
+
+/// Certificate and key of an enrolment folder, which must belong together.
+fn certified(enrolment: &Path) -> Result<CertifiedKey, ControlError> {
     let certificate = enrolment.join("host.crt");
     let key = enrolment.join("host.key");
     let wrong = |path: &Path, message: String| ControlError::Certificate { path: path.to_owned(), message };
@@ -128,11 +188,6 @@ pub fn tls(enrolment: &Path) -> Result<Arc<ServerConfig>, ControlError> {
         return Err(wrong(&certificate, "it holds no certificate".into()));
     }
     let secret = PrivateKeyDer::from_pem_file(&key).map_err(|e| wrong(&key, e.to_string()))?;
-    let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(|e| wrong(&certificate, e.to_string()))?
-        .with_no_client_auth()
-        .with_single_cert(chain, secret)
-        .map_err(|e| wrong(&certificate, e.to_string()))?;
-    Ok(Arc::new(config))
+    CertifiedKey::from_der(chain, secret, &rustls::crypto::ring::default_provider())
+        .map_err(|e| wrong(&certificate, e.to_string()))
 }

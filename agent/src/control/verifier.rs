@@ -5,7 +5,7 @@ use std::{
     io::{self, Read},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -49,33 +49,56 @@ pub struct Identity {
 /// Holds proofs against this host. Calls may block on its files.
 pub struct Verifier {
     identity: Identity,
-    policy: Policy,
-    default_ttl: Duration,
+    terms: RwLock<Arc<Terms>>,
     nonces: Nonces,
-    signers: SignersFile,
-    revoked_keys: Option<PathBuf>,
     counters: Counters,
     codes: Book,
     used: Used,
+}
+
+/// What the configuration says about grants.
+struct Terms {
+    policy: Policy,
+    default_ttl: Duration,
+    signers: SignersFile,
+    revoked_keys: Option<PathBuf>,
+}
+
+impl Terms {
+    fn new(identity: &Identity, config: &crate::config::Grant) -> Self {
+        let (host_id, boot_id) = (identity.host_id.clone(), identity.boot_id);
+        Self {
+            policy: Policy { host_id, boot_id, max_ttl: config.max_ttl, rules: config.rules() },
+            default_ttl: config.default_ttl,
+            signers: SignersFile::new(config.allowed_signers.clone()),
+            revoked_keys: config.revoked_keys.clone(),
+        }
+    }
 }
 
 impl Verifier {
     /// A verifier with a nonce key of its own: what an earlier run handed out is no good any more. `state` holds one-time codes, the
     /// counters of FIDO keys and which prepared grants were used.
     pub fn new(identity: Identity, config: &crate::config::Grant, state: &Path) -> Self {
-        let (host_id, boot_id) = (identity.host_id.clone(), identity.boot_id);
-        let policy = Policy { host_id, boot_id, max_ttl: config.max_ttl, rules: config.rules() };
+        let terms = RwLock::new(Arc::new(Terms::new(&identity, config)));
         Self {
             identity,
-            policy,
-            default_ttl: config.default_ttl,
+            terms,
             nonces: Nonces::new(rand::random()),
-            signers: SignersFile::new(config.allowed_signers.clone()),
-            revoked_keys: config.revoked_keys.clone(),
             counters: Counters::open(state),
             codes: Book::new(state),
             used: Used::open(state),
         }
+    }
+
+    /// Takes over what the configuration says about grants now. Challenges that were handed out stay good for as long as they were.
+    pub fn refresh(&self, config: &crate::config::Grant) {
+        let terms = Arc::new(Terms::new(&self.identity, config));
+        *self.terms.write().unwrap_or_else(PoisonError::into_inner) = terms;
+    }
+
+    fn terms(&self) -> Arc<Terms> {
+        Arc::clone(&self.terms.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Who this host is.
@@ -86,20 +109,22 @@ impl Verifier {
     /// A fresh challenge. Nothing is kept for it. It lasts for as many signers as the host asks for, or the caller says that there
     /// are: other hosts may ask for more under the same signature.
     pub fn challenge(&self, request: v1::ChallengeRequest) -> v1::Challenge {
+        let terms = self.terms();
+        let Policy { max_ttl, rules, .. } = &terms.policy;
         let said = usize::try_from(request.signers).unwrap_or(usize::MAX);
-        let lasting = Lasting::for_signers(said.max(self.policy.rules.required_signers));
+        let lasting = Lasting::for_signers(said.max(rules.required_signers));
         v1::Challenge {
             host_id: self.identity.host_id.clone(),
             hostname: self.identity.host_name.clone(),
             boot_id: self.identity.boot_id.to_vec(),
             nonce: self.nonces.make(clock::boot_ns(), rand::random(), lasting).to_vec(),
             valid_seconds: u32::try_from(lasting.seconds()).unwrap_or(u32::MAX),
-            max_ttl_seconds: self.policy.max_ttl.as_secs(),
-            default_ttl_seconds: self.default_ttl.as_secs(),
+            max_ttl_seconds: max_ttl.as_secs(),
+            default_ttl_seconds: terms.default_ttl.as_secs(),
             account: self.identity.account.clone(),
-            required_signers: u32::try_from(self.policy.rules.required_signers).unwrap_or(u32::MAX),
-            hardware_only: self.policy.rules.hardware_only || self.policy.rules.user_verification,
-            ticket_pattern: self.policy.rules.ticket.as_ref().map(|t| t.as_str().to_owned()).unwrap_or_default(),
+            required_signers: u32::try_from(rules.required_signers).unwrap_or(u32::MAX),
+            hardware_only: rules.hardware_only || rules.user_verification,
+            ticket_pattern: rules.ticket.as_ref().map(|t| t.as_str().to_owned()).unwrap_or_default(),
         }
     }
 
@@ -110,8 +135,10 @@ impl Verifier {
         cosignatures: &[v1::Cosignature],
         source: Source,
     ) -> Result<VerifiedGrant, Refusal> {
-        let (signers, revoked) = (self.signers.load()?, self.revoked()?);
-        let grant = grant::verify_grant(signed, cosignatures, &self.check(&signers, &revoked, source))?;
+        let terms = self.terms();
+        let (signers, revoked) = (terms.signers.load()?, terms.revoked()?);
+        let check = self.check(&terms.policy, &signers, &revoked, source);
+        let grant = grant::verify_grant(signed, cosignatures, &check)?;
         self.counters.check(&grant.signer)?;
         for cosigned in &grant.cosigned {
             self.counters.check(&cosigned.signer)?;
@@ -126,27 +153,47 @@ impl Verifier {
 
     /// Checks a request to close; uses its nonce up if it is good.
     pub fn close(&self, signed: Signed, source: Source) -> Result<VerifiedClose, Refusal> {
-        let (signers, revoked) = (self.signers.load()?, self.revoked()?);
-        let close = grant::verify_close(signed, &self.check(&signers, &revoked, source))?;
+        let terms = self.terms();
+        let (signers, revoked) = (terms.signers.load()?, terms.revoked()?);
+        let close = grant::verify_close(signed, &self.check(&terms.policy, &signers, &revoked, source))?;
         self.counters.check(&close.signer)?;
         Ok(close)
     }
 
     /// Checks a request with a one-time code; burns the code if it is good.
     pub fn code(&self, request: &v1::CodeRequest, source: Source) -> Result<CodeGrant, Refusal> {
-        code::verify(request, source, &self.policy, self.default_ttl, &self.codes)
+        let terms = self.terms();
+        code::verify(request, source, &terms.policy, terms.default_ttl, &self.codes)
     }
 
-    fn check<'a>(&'a self, signers: &'a AllowedSigners, revoked: &'a Revoked, source: Source) -> Check<'a> {
+    fn check<'a>(
+        &'a self,
+        policy: &'a Policy,
+        signers: &'a AllowedSigners,
+        revoked: &'a Revoked,
+        source: Source,
+    ) -> Check<'a> {
         let source = match source {
             Source::Tcp(address) => Some(address.ip()),
             Source::Unix { .. } => None,
         };
-        Check { policy: &self.policy, signers, revoked, nonces: &self.nonces, clock: now(), source }
+        Check { policy, signers, revoked, nonces: &self.nonces, clock: now(), source }
     }
 
     /// The revoked keys as they are now. A list that is named and cannot be used allows nobody.
     pub fn revoked(&self) -> Result<Revoked, Refusal> {
+        self.terms().revoked()
+    }
+
+    /// The allowed_signers file as it is now, for `doctor`.
+    pub fn signers(&self) -> Result<Arc<AllowedSigners>, Refusal> {
+        self.terms().signers.load()
+    }
+}
+
+impl Terms {
+    /// The revoked keys as they are now. A list that is named and cannot be used allows nobody.
+    fn revoked(&self) -> Result<Revoked, Refusal> {
         let Some(path) = &self.revoked_keys else { return Ok(Revoked::default()) };
         let read = read_trusted(path).map_err(|e| e.to_string());
         read.and_then(|bytes| Revoked::read(&bytes)).map_err(|why| {
@@ -159,11 +206,6 @@ impl Verifier {
                 ),
             )
         })
-    }
-
-    /// The allowed_signers file as it is now, for `doctor`.
-    pub fn signers(&self) -> Result<Arc<AllowedSigners>, Refusal> {
-        self.signers.load()
     }
 }
 

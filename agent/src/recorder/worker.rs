@@ -24,9 +24,13 @@ use crate::spool::{Position, Pressure, Spool, SpoolError, resume};
 
 /// Longest sleep without anything to do; only a safety net, as everything that matters wakes the thread.
 const IDLE_WAIT: Duration = Duration::from_secs(1);
-/// Shortest time between two commits while only the kernel produces: a steady stream of events shares frames and syncs, which is
-/// most of what the agent costs, and an event is still durable within its budget of 15 ms. The agent's own events do not wait.
-const GATHER: Duration = Duration::from_millis(8);
+/// Time that the end of one commit and the end of the next are apart at most while only the kernel produces, and shortest and
+/// longest pause between two. A steady stream of events shares syncs and frames, which is most of what the agent costs, and each
+/// frame takes some 350 bytes whatever is in it; an event waits at most for the commit under way, the pause and its own commit, well within its budget of 15 ms.
+/// A slow disk gathers by itself. The agent's own events do not wait.
+const CYCLE: Duration = Duration::from_millis(11);
+const GATHER_MIN: Duration = Duration::from_millis(2);
+const GATHER_MAX: Duration = Duration::from_millis(8);
 /// What is asked of the source at once, bytes.
 const READ_BYTES: usize = 512 * 1024;
 /// What a round takes before it is written, bytes.
@@ -62,6 +66,8 @@ pub struct Worker {
     position: Vec<u8>,
     wall_offset_ns: Option<i64>,
     last_commit: Option<Instant>,
+    /// How long a commit takes, as of late.
+    commit_takes: Duration,
     /// Since when the spool has refused.
     refused_since: Option<Instant>,
     /// Dropped last, which says that the spool is closed.
@@ -101,6 +107,7 @@ impl Worker {
             position,
             wall_offset_ns: None,
             last_commit: None,
+            commit_takes: Duration::ZERO,
             refused_since: None,
         })
     }
@@ -143,7 +150,8 @@ impl Worker {
             self.trouble(format!("cannot wait for the kernel's events: {error}"));
             self.pause(RETRY_MAX);
         }
-        if let Some(left) = self.last_commit.and_then(|last| GATHER.checked_sub(last.elapsed())) {
+        let gather = CYCLE.saturating_sub(2 * self.commit_takes).clamp(GATHER_MIN, GATHER_MAX);
+        if let Some(left) = self.last_commit.and_then(|last| gather.checked_sub(last.elapsed())) {
             self.pause(left);
         }
     }
@@ -294,7 +302,7 @@ impl Worker {
 
     /// Writes the round as one group.
     fn write(&mut self) -> Result<(), WriteError> {
-        let now = clock::now();
+        let (began, now) = (Instant::now(), clock::now());
         let step = self.clock_step(&now);
         self.items.extend(step);
         // The rings of several CPUs come one after the other; within a frame time runs forward.
@@ -325,6 +333,8 @@ impl Worker {
         }
         let end = self.spool.commit()?;
         self.refused_since = None;
+        // Half of what it was and half of what it is: one slow commit is forgotten within a few.
+        self.commit_takes = (self.commit_takes + began.elapsed()) / 2;
         self.source.release();
         (self.position, self.wall_offset_ns, self.last_commit) =
             (position, Some(now.wall_offset_ns), Some(Instant::now()));

@@ -8,6 +8,7 @@ pub mod intent;
 pub mod looks;
 pub mod machine;
 pub mod manager;
+pub mod orders;
 pub mod processes;
 pub mod rotate;
 pub mod service;

@@ -41,6 +41,8 @@ pub struct Facts {
     pub ssh_port: u16,
     /// Folder with sshd's public host keys.
     pub ssh_host_keys: PathBuf,
+    /// Why the spool is in memory; empty where it is on disk.
+    pub spool_in_memory: String,
 }
 
 /// Answers operators.
@@ -158,6 +160,7 @@ impl Service {
         {
             let spool = self.spool.lock().unwrap_or_else(PoisonError::into_inner);
             (status.spool_frames, status.spool_bytes) = spool.backlog();
+            status.spool_in_memory.clone_from(&self.facts.spool_in_memory);
             status.last_seq = spool.durable().seq;
         }
         if let Some(shipping) = &self.shipping {

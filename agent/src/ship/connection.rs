@@ -4,18 +4,22 @@ use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
 
 use breakglass_api::{
     frame::Hash,
-    v1::{Ack, AgentMessage, CollectorMessage, Hello, Ping, Refusal, Welcome, agent_message, collector_message::Body},
+    v1::{
+        Ack, AgentMessage, CollectorMessage, Hello, Order, OrderDone, Ping, Refusal, Welcome, agent_message,
+        collector_message::Body,
+    },
 };
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
     time::{Instant, sleep_until, timeout},
 };
+use tokio_stream::StreamExt as _;
 
 use super::{
     Options, Shared, ShipError,
     backoff::Backoff,
-    link::{self, Link},
+    link::{self, Dial, Inbox, Link},
     window::{Acked, Window},
 };
 use crate::{
@@ -23,8 +27,8 @@ use crate::{
     spool::{SpoolError, SpoolReader, Stored, StreamInfo},
 };
 
-/// Longest silence before the protocol's own ping, in keepalive intervals of the transport.
-const PING_AFTER: u32 = 2;
+/// Orders under way at once. People give them, so there is hardly ever a second one.
+const ORDERS_MAX: usize = 8;
 
 /// How often what was acknowledged is noted in the spool, which deletes segments, while there is ever more of it.
 const NOTE_EVERY: Duration = Duration::from_millis(200);
@@ -35,6 +39,7 @@ pub struct Connection<'a> {
     pub durable: watch::Receiver<(u64, Hash)>,
     pub stopped: watch::Receiver<bool>,
     pub shared: &'a Arc<Shared>,
+    pub dial: &'a dyn Dial,
 }
 
 /// How a connection ended.
@@ -85,21 +90,25 @@ impl Connection<'_> {
             agent_version: self.options.agent_version.clone(),
             tier: self.options.tier.clone(),
             oldest_seq: stream.oldest_seq,
+            takes_orders: self.options.orders.is_some(),
+            keeps_talking: true,
         };
         let hello = AgentMessage { body: Some(agent_message::Body::Hello(hello)) };
-        let mut link = link::connect(self.url, self.options, hello).await?;
+        let mut link = self.dial.dial(self.url, self.options, hello).await?;
         let limit = self.options.pace.connect;
-        let first = timeout(limit, link.inbox.message()).await.map_err(|_| ShipError::Silent(limit.as_secs()))?;
+        let first = timeout(limit, link.inbox.next()).await.map_err(|_| ShipError::Silent(limit.as_secs()))?;
         match received(first)? {
             Body::Welcome(welcome) => Ok((link, welcome)),
             Body::Refusal(refusal) => Err(refused(refusal)),
-            Body::Ack(_) | Body::Pong(_) => Err(ShipError::Protocol("it did not begin with Welcome".into())),
+            Body::Ack(_) | Body::Pong(_) | Body::Order(_) => {
+                Err(ShipError::Protocol("it did not begin with Welcome".into()))
+            }
         }
     }
 }
 
-fn received(message: Result<Option<CollectorMessage>, tonic::Status>) -> Result<Body, ShipError> {
-    match message {
+fn received(message: Option<Result<CollectorMessage, tonic::Status>>) -> Result<Body, ShipError> {
+    match message.transpose() {
         Ok(Some(message)) => message.body.ok_or_else(|| ShipError::Protocol("an empty message".into())),
         Ok(None) => Err(ShipError::Stream("closed".into())),
         Err(status) => Err(ShipError::Stream(link::sentence(&status))),
@@ -164,7 +173,7 @@ struct Pump<'a> {
     recording: bool,
     stream: StreamInfo,
     outbox: mpsc::Sender<AgentMessage>,
-    inbox: tonic::Streaming<CollectorMessage>,
+    inbox: Inbox,
     window: Window,
     /// Next frame to read from the spool.
     next: u64,
@@ -176,8 +185,14 @@ struct Pump<'a> {
     to_note: Option<(u64, Hash)>,
     last_note: Instant,
     last_heard: Instant,
-    last_ping: Instant,
+    /// When something was last said.
+    last_said: Instant,
     pings: u64,
+    /// Where the answers to orders come from.
+    answers: mpsc::Receiver<OrderDone>,
+    answer: mpsc::Sender<OrderDone>,
+    /// Answered and not sent.
+    done: Option<OrderDone>,
 }
 
 enum Busy {
@@ -187,10 +202,11 @@ enum Busy {
 
 /// What woke the pump.
 enum Event {
-    Message(Result<Option<CollectorMessage>, tonic::Status>),
+    Message(Option<Result<CollectorMessage, tonic::Status>>),
     Worked(Option<(SpoolReader, Result<Vec<Stored>, SpoolError>)>),
     MaySend(Option<mpsc::OwnedPermit<AgentMessage>>),
     Durable(bool),
+    Done(OrderDone),
     Tick,
     Stop,
 }
@@ -199,6 +215,7 @@ impl<'a> Pump<'a> {
     fn new(connection: &Connection<'a>, stream: StreamInfo, begin: Begin, reader: SpoolReader, link: Link) -> Self {
         let pace = &connection.options.pace;
         let now = Instant::now();
+        let (answer, answers) = mpsc::channel(ORDERS_MAX);
         let mut pump = Self {
             options: connection.options,
             shared: connection.shared,
@@ -215,8 +232,11 @@ impl<'a> Pump<'a> {
             to_note: None,
             last_note: now,
             last_heard: now,
-            last_ping: now,
+            last_said: now,
             pings: 0,
+            answers,
+            answer,
+            done: None,
         };
         if begin.acked > 0 {
             pump.advance(begin.acked, begin.hash);
@@ -285,15 +305,17 @@ impl<'a> Pump<'a> {
     }
 
     async fn wait(&mut self, stopped: &mut watch::Receiver<bool>) -> Event {
-        let can_send = !self.backlog.is_empty() && self.window.room() > 0;
+        let can_send = self.done.is_some() || (!self.backlog.is_empty() && self.window.room() > 0);
         let all_read = self.stream.current && self.next > self.readable();
         let tick = self.next_tick();
         let (outbox, busy) = (self.outbox.clone(), &mut self.busy);
         tokio::select! {
-            message = self.inbox.message() => Event::Message(message),
+            message = self.inbox.next() => Event::Message(message),
             worked = work(busy), if busy.is_some() => Event::Worked(worked),
             permit = outbox.reserve_owned(), if can_send => Event::MaySend(permit.ok()),
             changed = self.durable.changed(), if all_read && self.recording => Event::Durable(changed.is_ok()),
+            // This side holds a sender as well, so that it never closes.
+            Some(done) = self.answers.recv(), if self.done.is_none() => Event::Done(done),
             () = sleep_until(tick) => Event::Tick,
             _ = stopped.wait_for(|stop| *stop) => Event::Stop,
         }
@@ -316,6 +338,7 @@ impl<'a> Pump<'a> {
             Event::MaySend(Some(permit)) => self.send(permit),
             // Once the recorder has ended nothing more comes; what was sent may still be acknowledged.
             Event::Durable(alive) => self.recording = alive,
+            Event::Done(done) => self.done = Some(done),
             Event::Stop => return Ok(false),
             Event::Tick => self.tick()?,
         }
@@ -330,10 +353,17 @@ impl<'a> Pump<'a> {
     }
 
     fn send(&mut self, permit: mpsc::OwnedPermit<AgentMessage>) {
-        if let Some(Stored { seq, hash, bytes, .. }) = self.backlog.pop_front() {
-            self.window.sent(seq, hash, bytes.len());
-            permit.send(AgentMessage { body: Some(agent_message::Body::Frame(bytes.into())) });
-        }
+        // Answers first: somebody waits for them.
+        let body = match self.done.take() {
+            Some(done) => agent_message::Body::OrderDone(done),
+            None => {
+                let Some(Stored { seq, hash, bytes, .. }) = self.backlog.pop_front() else { return };
+                self.window.sent(seq, hash, bytes.len());
+                agent_message::Body::Frame(bytes.into())
+            }
+        };
+        self.last_said = Instant::now();
+        permit.send(AgentMessage { body: Some(body) });
     }
 
     fn message(&mut self, body: Body) -> Result<(), ShipError> {
@@ -350,10 +380,25 @@ impl<'a> Pump<'a> {
                 }
             },
             Body::Pong(_) => {}
+            Body::Order(order) => self.order(order),
             Body::Refusal(refusal) => return Err(refused(refusal)),
             Body::Welcome(_) => return Err(ShipError::Protocol("a second Welcome".into())),
         }
         Ok(())
+    }
+
+    /// Hands an order on. One too many is answered at once.
+    fn order(&self, order: Order) {
+        let number = order.number;
+        let refused = match &self.options.orders {
+            Some(desk) => desk.try_send((order, self.answer.clone())).err().map(|_| "failed"),
+            None => Some("unknown"),
+        };
+        if let Some(code) = refused {
+            let message = "the agent cannot take this order now".to_owned();
+            // Full: so many answers are waiting that this one is not missed.
+            let _ = self.answer.try_send(OrderDone { number, code: code.to_owned(), message });
+        }
     }
 
     fn advance(&mut self, seq: u64, hash: Hash) {
@@ -366,14 +411,10 @@ impl<'a> Pump<'a> {
 
     fn next_tick(&self) -> Instant {
         let pace = &self.options.pace;
-        let tick = self.next_ping().min(self.last_heard + pace.silence);
+        let tick = (self.last_said + pace.talk).min(self.last_heard + pace.silence);
         // Where the reader is away, its return wakes the pump.
         let notes = self.to_note.is_some() && self.reader.is_some();
         if notes { tick.min(self.last_note + NOTE_EVERY) } else { tick }
-    }
-
-    fn next_ping(&self) -> Instant {
-        self.last_heard.max(self.last_ping) + self.options.pace.keepalive * PING_AFTER
     }
 
     fn tick(&mut self) -> Result<(), ShipError> {
@@ -381,10 +422,10 @@ impl<'a> Pump<'a> {
         if self.last_heard.elapsed() >= silence {
             return Err(ShipError::Silent(silence.as_secs()));
         }
-        if Instant::now() < self.next_ping() {
+        if self.last_said.elapsed() < self.options.pace.talk {
             return Ok(());
         }
-        self.last_ping = Instant::now();
+        self.last_said = Instant::now();
         self.pings += 1;
         let ping = AgentMessage { body: Some(agent_message::Body::Ping(Ping { nonce: self.pings })) };
         // With frames waiting to go out, they ask as well as a ping does.

@@ -1,15 +1,15 @@
 //! The transport: mutual TLS, HTTP/2, the two halves of the stream.
 
-use std::path::Path;
+use std::{path::Path, pin::Pin};
 
 use breakglass_api::{
     GRPC_MESSAGE_MAX,
     v1::{AgentMessage, CollectorMessage, ingest_client::IngestClient},
 };
 use tokio::{sync::mpsc, time::timeout};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{
-    Status, Streaming,
+    Status,
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 
@@ -23,11 +23,32 @@ const INBOUND_MAX: usize = 64 * 1024;
 /// An open stream.
 pub struct Link {
     pub outbox: mpsc::Sender<AgentMessage>,
-    pub inbox: Streaming<CollectorMessage>,
+    pub inbox: Inbox,
+}
+
+/// What a collector says.
+pub type Inbox = Pin<Box<dyn Stream<Item = Result<CollectorMessage, Status>> + Send>>;
+
+/// A connection being made.
+pub type Dialling<'a> = Pin<Box<dyn Future<Output = Result<Link, ShipError>> + Send + 'a>>;
+
+/// How connections are made: the seam under shipping, so that tests can cut, lose, delay and repeat.
+pub trait Dial: Send + Sync {
+    /// Connects to `url` and sends `hello`.
+    fn dial<'a>(&'a self, url: &'a str, options: &'a Options, hello: AgentMessage) -> Dialling<'a>;
+}
+
+/// The real one.
+pub struct Network;
+
+impl Dial for Network {
+    fn dial<'a>(&'a self, url: &'a str, options: &'a Options, hello: AgentMessage) -> Dialling<'a> {
+        Box::pin(connect(url, options, hello))
+    }
 }
 
 /// Connects and sends `hello`.
-pub async fn connect(url: &str, options: &Options, hello: AgentMessage) -> Result<Link, ShipError> {
+async fn connect(url: &str, options: &Options, hello: AgentMessage) -> Result<Link, ShipError> {
     let refused = |reason: String| ShipError::Connect { url: url.to_owned(), reason };
     let endpoint = endpoint(url, options).await?;
     let channel = timeout(options.pace.connect, endpoint.connect())
@@ -52,7 +73,7 @@ async fn open(
         .await
         .map_err(|_| refused("no answer in time".into()))?
         .map_err(|status| refused(sentence(&status)))?;
-    Ok(Link { outbox, inbox: response.into_inner() })
+    Ok(Link { outbox, inbox: Box::pin(response.into_inner()) })
 }
 
 async fn endpoint(url: &str, options: &Options) -> Result<Endpoint, ShipError> {

@@ -13,6 +13,8 @@ mod backoff;
 mod connection;
 mod link;
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;
 mod window;
 
@@ -24,12 +26,18 @@ use std::{
     time::Duration,
 };
 
-use breakglass_api::frame::Hash;
-use tokio::sync::{oneshot, watch};
+use breakglass_api::{
+    frame::Hash,
+    v1::{Order, OrderDone},
+};
+use tokio::sync::{mpsc, oneshot, watch};
 
+#[cfg(test)]
+use self::link::Dialling;
 use self::{
     backoff::Backoff,
     connection::{Connection, Ended},
+    link::{Dial, Network},
 };
 use crate::spool::{SpoolError, SpoolReader};
 
@@ -50,9 +58,14 @@ pub struct Options {
     pub agent_version: String,
     /// How much the kernel allows.
     pub tier: String,
+    /// Who carries out what the collector passes on; none: it is refused.
+    pub orders: Option<Orders>,
     /// Times and bounds.
     pub pace: Pace,
 }
+
+/// Where orders go, each with where its answer is wanted.
+pub type Orders = mpsc::Sender<(Order, mpsc::Sender<OrderDone>)>;
 
 /// Times and bounds of shipping.
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +76,9 @@ pub struct Pace {
     pub window_frames: usize,
     /// How long connecting, and the answer to Hello, may take.
     pub connect: Duration,
-    /// Silence after which the peer is asked for a sign of life, by HTTP/2 and, less eagerly, by the protocol.
+    /// Longest time without saying anything: the collector raises the alarm for a host that is silent for 3 s in a session.
+    pub talk: Duration,
+    /// Silence after which the peer is asked for a sign of life by HTTP/2.
     pub keepalive: Duration,
     /// How long an answer to a sign of life may take.
     pub keepalive_timeout: Duration,
@@ -83,6 +98,7 @@ impl Default for Pace {
             window_bytes: 4 << 20,
             window_frames: 1024,
             connect: Duration::from_secs(3),
+            talk: Duration::from_secs(1),
             keepalive: Duration::from_secs(2),
             keepalive_timeout: Duration::from_secs(2),
             silence: Duration::from_secs(15),
@@ -204,13 +220,7 @@ impl Shipper {
     ///
     /// Where the system gives no thread.
     pub fn start(options: Options, durable: watch::Receiver<(u64, Hash)>, reader: SpoolReader) -> io::Result<Self> {
-        let acked = reader.acked();
-        let acked_seq = if acked.generation == reader.durable().generation { acked.seq } else { 0 };
-        let (publish, acked) = watch::channel(acked_seq);
-        let status = Mutex::new(ShipStatus { acked_seq, ..ShipStatus::default() });
-        let shared = Arc::new(Shared { status, acked: publish });
-        let (stop, stopped) = watch::channel(false);
-        let worker = Worker { options, durable, reader, stopped, shared: shared.clone() };
+        let (mut shipper, worker) = Self::prepare(Arc::new(Network), options, durable, reader);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .max_blocking_threads(BLOCKING_THREADS)
             .enable_all()
@@ -221,7 +231,42 @@ impl Shipper {
             // Nobody may be waiting any more.
             let _ = ending.send(());
         })?;
-        Ok(Self { shared, acked, stop, ended: Some(ended) })
+        shipper.ended = Some(ended);
+        Ok(shipper)
+    }
+
+    /// A shipper on the runtime that this is called on, in its virtual time; the task can be ended as by kill -9.
+    #[cfg(test)]
+    fn start_here(
+        dial: Arc<dyn Dial>,
+        options: Options,
+        durable: watch::Receiver<(u64, Hash)>,
+        reader: SpoolReader,
+    ) -> (Self, tokio::task::AbortHandle) {
+        let (mut shipper, worker) = Self::prepare(dial, options, durable, reader);
+        let (ending, ended) = oneshot::channel();
+        let task = tokio::spawn(async move {
+            worker.run().await;
+            let _ = ending.send(());
+        });
+        shipper.ended = Some(ended);
+        (shipper, task.abort_handle())
+    }
+
+    fn prepare(
+        dial: Arc<dyn Dial>,
+        options: Options,
+        durable: watch::Receiver<(u64, Hash)>,
+        reader: SpoolReader,
+    ) -> (Self, Worker) {
+        let acked = reader.acked();
+        let acked_seq = if acked.generation == reader.durable().generation { acked.seq } else { 0 };
+        let (publish, acked) = watch::channel(acked_seq);
+        let status = Mutex::new(ShipStatus { acked_seq, ..ShipStatus::default() });
+        let shared = Arc::new(Shared { status, acked: publish });
+        let (stop, stopped) = watch::channel(false);
+        let worker = Worker { dial, options, durable, reader, stopped, shared: shared.clone() };
+        (Self { shared, acked, stop, ended: None }, worker)
     }
 
     /// Sees how it goes.
@@ -263,6 +308,7 @@ impl Drop for Shipper {
 }
 
 struct Worker {
+    dial: Arc<dyn Dial>,
     options: Options,
     durable: watch::Receiver<(u64, Hash)>,
     reader: SpoolReader,
@@ -304,6 +350,7 @@ impl Worker {
             durable: self.durable.clone(),
             stopped: self.stopped.clone(),
             shared: &self.shared,
+            dial: self.dial.as_ref(),
         };
         let ended = connection.run(self.reader.another(), backoff).await;
         self.shared.update(|status| status.connected = false);

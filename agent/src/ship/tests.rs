@@ -226,7 +226,9 @@ fn options(addresses: &[SocketAddr], enrolment: &Path) -> Options {
         hostname: "web1".into(),
         agent_version: "0".into(),
         tier: "basic".into(),
+        orders: None,
         pace: Pace {
+            talk: Duration::from_millis(200),
             window_bytes: 3000,
             window_frames: 8,
             keepalive: Duration::from_millis(100),

@@ -51,6 +51,8 @@ struct Inner {
     locked: bool,
     /// Syncs that have not come back.
     hang: bool,
+    /// Syncs that come back and did nothing.
+    lying: bool,
 }
 
 /// The file system; clones are the same one.
@@ -86,6 +88,11 @@ impl FakeDisk {
     /// From now on no sync returns, until it is set back.
     pub fn set_hang(&self, hang: bool) {
         self.inner().hang = hang;
+    }
+
+    /// From now on syncs say that all is well and do nothing, until it is set back.
+    pub fn set_lying(&self, lying: bool) {
+        self.inner().lying = lying;
     }
 
     /// Stops the machine: keeps what is durable and, of the rest, what `chance` says.
@@ -234,7 +241,9 @@ impl FileSystem for FakeDisk {
     fn sync_dir(&self, _: &Path) -> io::Result<()> {
         let mut inner = self.inner();
         inner.fault()?;
-        inner.history.clear();
+        if !inner.lying {
+            inner.history.clear();
+        }
         Ok(())
     }
 
@@ -300,6 +309,9 @@ impl DiskFile for FakeFile {
         }
         let mut inner = self.inner()?;
         inner.fault()?;
+        if inner.lying {
+            return Ok(());
+        }
         let inode = &mut inner.inodes[self.inode];
         inode.durable = inode.content.clone();
         Ok(())

@@ -62,6 +62,7 @@ mod error;
 mod fs;
 mod index;
 mod layout;
+pub mod memory;
 mod reader;
 mod recovery;
 mod repair;

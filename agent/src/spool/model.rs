@@ -96,7 +96,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-struct Model {
+pub struct Model {
     disk: FakeDisk,
     spool: Option<Spool>,
     /// Marks of committed frames; sequence is index plus one, of the current stream.
@@ -112,7 +112,8 @@ struct Model {
 pub const LIMITS: Limits = Limits { max_bytes: 8000, segment_bytes: 1500 };
 
 impl Model {
-    fn new() -> Self {
+    /// An empty disk and a spool on it.
+    pub fn new() -> Self {
         let mut model = Self {
             disk: FakeDisk::default(),
             spool: None,
@@ -148,7 +149,31 @@ impl Model {
         (self.committed.len() as u64, self.committed.last().map_or([0; 32], |(_, hash)| *hash))
     }
 
-    fn group(&mut self, fills: &[usize]) {
+    /// The disk under it.
+    pub fn disk(&self) -> &FakeDisk {
+        &self.disk
+    }
+
+    /// The spool as it is open now.
+    pub fn spool(&self) -> &Spool {
+        self.spool.as_ref().unwrap()
+    }
+
+    /// Hashes of what is committed, in order.
+    pub fn committed(&self) -> impl Iterator<Item = Hash> {
+        self.committed.iter().map(|(_, hash)| *hash)
+    }
+
+    /// Takes note of what somebody else acknowledged to the spool.
+    pub fn note_acked(&mut self) {
+        let acked = self.spool().reader().acked();
+        if acked.generation == self.generation {
+            self.acked = self.acked.max(acked.seq);
+        }
+    }
+
+    /// Appends and commits a group of frames with so many bytes each.
+    pub fn group(&mut self, fills: &[usize]) {
         let Some(spool) = &mut self.spool else { return };
         let mut group = Vec::new();
         for (at, fill) in fills.iter().enumerate() {
@@ -185,7 +210,8 @@ impl Model {
         self.check();
     }
 
-    fn crash(&mut self, torn: Option<usize>, chance: u64) {
+    /// The machine stops and starts, perhaps with a frame appended and not committed.
+    pub fn crash(&mut self, torn: Option<usize>, chance: u64) {
         if let (Some(spool), Some(fill)) = (&mut self.spool, torn) {
             self.marks += 1;
             let sealed = seal_next(spool, self.marks, fill, false);
@@ -210,7 +236,8 @@ impl Model {
         }
     }
 
-    fn check(&self) {
+    fn check(&mut self) {
+        self.note_acked();
         let spool = self.spool.as_ref().unwrap();
         let mut reader = spool.reader();
         let oldest = reader.oldest_stream().oldest_seq.max(1);

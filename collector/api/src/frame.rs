@@ -6,8 +6,9 @@
 //! | offset | size | field |
 //! |---|---|---|
 //! | 0 | 4 | magic `BGF1` |
-//! | 4 | 1 | codec of the payload: 1 = zstd |
-//! | 5 | 3 | zero |
+//! | 4 | 1 | codec of the payload: 1 = zstd, 2 = zstd with a dictionary |
+//! | 5 | 1 | number of the dictionary for codec 2 (see [`DICTIONARIES`]), zero for codec 1 |
+//! | 6 | 2 | zero |
 //! | 8 | 16 | stream id: the spool that the frame belongs to |
 //! | 24 | 16 | boot id of the host |
 //! | 40 | 8 | sequence, from 1, no holes |
@@ -25,8 +26,11 @@
 //! Limits: [`RAW_MAX`] decompressed, [`PAYLOAD_MAX`] compressed. A frame that breaks any rule is refused as a whole, with an
 //! error that names the rule; decompression never allocates more than the limit whatever the header claims.
 
+use std::sync::OnceLock;
+
 use prost::Message;
 use sha2::{Digest, Sha256};
+use zstd::{dict::DecoderDictionary, zstd_safe::CParameter};
 
 use crate::v1::Batch;
 
@@ -43,6 +47,63 @@ pub const FRAME_MAX: usize = HEADER_LEN + PAYLOAD_MAX + HASH_LEN;
 
 const MAGIC: [u8; 4] = *b"BGF1";
 const CODEC_ZSTD: u8 = 1;
+const CODEC_DICTIONARY: u8 = 2;
+
+/// Dictionaries by number, from 1. What a frame was made with must be there for ever to read it: only ever appended to. A small
+/// frame is a third of what it is without, because its events share next to nothing with each other and nearly everything with
+/// all events ever recorded. How one is trained: `docs/EVIDENCE.md`.
+pub const DICTIONARIES: [&[u8]; 1] = [include_bytes!("dictionaries/1.zdict")];
+
+/// The dictionary that new frames are made with.
+const NEWEST: u8 = DICTIONARIES.len() as u8;
+
+/// How a payload is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Codec {
+    Plain,
+    /// With the dictionary of this number, which there is.
+    Dictionary(u8),
+}
+
+impl Codec {
+    fn parse([codec, dictionary, zeros @ ..]: [u8; 4]) -> Result<Self, FrameError> {
+        let known = match codec {
+            CODEC_ZSTD => Self::Plain,
+            CODEC_DICTIONARY if (1..=NEWEST).contains(&dictionary) => Self::Dictionary(dictionary),
+            CODEC_DICTIONARY => return Err(FrameError::Dictionary(dictionary)),
+            codec => return Err(FrameError::Codec(codec)),
+        };
+        if zeros != [0; 2] || (known == Self::Plain && dictionary != 0) {
+            return Err(FrameError::Reserved);
+        }
+        Ok(known)
+    }
+
+    fn bytes(self) -> [u8; 4] {
+        match self {
+            Self::Plain => [CODEC_ZSTD, 0, 0, 0],
+            Self::Dictionary(number) => [CODEC_DICTIONARY, number, 0, 0],
+        }
+    }
+
+    fn decompress(self, payload: &[u8], raw_len: usize) -> std::io::Result<Vec<u8>> {
+        match self {
+            Self::Plain => zstd::bulk::decompress(payload, raw_len),
+            Self::Dictionary(number) => {
+                zstd::bulk::Decompressor::with_prepared_dictionary(prepared(number))?.decompress(payload, raw_len)
+            }
+        }
+    }
+}
+
+/// A dictionary made ready for decompression, once for all.
+fn prepared(number: u8) -> &'static DecoderDictionary<'static> {
+    static READY: [OnceLock<DecoderDictionary<'static>>; DICTIONARIES.len()] =
+        [const { OnceLock::new() }; DICTIONARIES.len()];
+    // Only numbers that `Codec::parse` let through get here.
+    let at = usize::from(number).clamp(1, DICTIONARIES.len()) - 1;
+    READY[at].get_or_init(|| DecoderDictionary::copy(DICTIONARIES[at]))
+}
 const DOMAIN: &[u8] = b"breakglass-frame-v1\0";
 
 /// A SHA-256 hash of a frame.
@@ -96,6 +157,9 @@ pub enum FrameError {
     /// A codec that this version does not know.
     #[error("unknown payload codec {0}")]
     Codec(u8),
+    /// A dictionary that this version does not have.
+    #[error("the payload needs dictionary {0}, which this version does not have")]
+    Dictionary(u8),
     /// A reserved byte is not zero.
     #[error("a reserved byte of the header is not zero")]
     Reserved,
@@ -156,9 +220,17 @@ pub struct Sealer {
 const BUFFER_KEPT: usize = 2 * 1024 * 1024;
 
 impl Sealer {
-    /// A sealer that compresses at a zstd level.
+    /// A sealer that compresses at a zstd level, with the newest dictionary.
     pub fn new(level: i32) -> Result<Self, FrameError> {
-        let compressor = zstd::bulk::Compressor::new(level).map_err(|e| FrameError::Compress(e.to_string()))?;
+        let compressor = || {
+            let dictionary = DICTIONARIES[usize::from(NEWEST) - 1];
+            let mut compressor = zstd::bulk::Compressor::with_dictionary(level, dictionary)?;
+            // The header says both already.
+            compressor.set_parameter(CParameter::ContentSizeFlag(false))?;
+            compressor.set_parameter(CParameter::DictIdFlag(false))?;
+            Ok(compressor)
+        };
+        let compressor = compressor().map_err(|e: std::io::Error| FrameError::Compress(e.to_string()))?;
         Ok(Self { compressor, raw: Vec::new() })
     }
 
@@ -174,13 +246,14 @@ impl Sealer {
         // A vector grows as it must, so that this cannot fail.
         batch.encode_raw(&mut self.raw);
         let payload = self.compressor.compress(&self.raw).map_err(|e| FrameError::Compress(e.to_string()))?;
-        assemble(header, self.raw.len(), &payload)
+        assemble(header, Codec::Dictionary(NEWEST), self.raw.len(), &payload)
     }
 }
 
-/// Compresses `batch` and seals it under `header`, whose `events` is taken from the batch.
-pub fn seal(header: Header, batch: &Batch, level: i32) -> Result<Sealed, FrameError> {
-    Sealer::new(level)?.seal(header, batch)
+/// Compresses `batch` without a dictionary and seals it under `header`, whose `events` is taken from the batch.
+pub fn seal(mut header: Header, batch: &Batch, level: i32) -> Result<Sealed, FrameError> {
+    header.events = count_of(batch)?;
+    seal_raw(header, &batch.encode_to_vec(), level)
 }
 
 /// As [`seal`], for a batch that is encoded already; `header.events` is the caller's to get right.
@@ -189,7 +262,7 @@ pub fn seal_raw(header: Header, raw: &[u8], level: i32) -> Result<Sealed, FrameE
         return Err(FrameError::TooLarge { what: "batch", value: raw.len(), limit: RAW_MAX });
     }
     let payload = zstd::bulk::compress(raw, level).map_err(|e| FrameError::Compress(e.to_string()))?;
-    assemble(header, raw.len(), &payload)
+    assemble(header, Codec::Plain, raw.len(), &payload)
 }
 
 fn count_of(batch: &Batch) -> Result<u32, FrameError> {
@@ -200,13 +273,13 @@ fn count_of(batch: &Batch) -> Result<u32, FrameError> {
     })
 }
 
-fn assemble(header: Header, raw_len: usize, payload: &[u8]) -> Result<Sealed, FrameError> {
+fn assemble(header: Header, codec: Codec, raw_len: usize, payload: &[u8]) -> Result<Sealed, FrameError> {
     if payload.len() > PAYLOAD_MAX {
         return Err(FrameError::TooLarge { what: "payload", value: payload.len(), limit: PAYLOAD_MAX });
     }
     let mut bytes = Vec::with_capacity(HEADER_LEN + payload.len() + HASH_LEN);
     bytes.extend_from_slice(&MAGIC);
-    bytes.extend_from_slice(&[CODEC_ZSTD, 0, 0, 0]);
+    bytes.extend_from_slice(&codec.bytes());
     bytes.extend_from_slice(&header.stream_id);
     bytes.extend_from_slice(&header.boot_id);
     bytes.extend_from_slice(&header.seq.to_le_bytes());
@@ -232,6 +305,7 @@ pub struct Frame<'a> {
     pub header: Header,
     /// Its hash.
     pub hash: Hash,
+    codec: Codec,
     payload: &'a [u8],
     raw_len: usize,
 }
@@ -267,10 +341,8 @@ impl<'a> Frame<'a> {
             return Err(FrameError::Trailing(bytes.len() - need));
         }
         let (body, hash) = bytes.split_at(need - HASH_LEN);
-        if bytes[4] != CODEC_ZSTD {
-            return Err(FrameError::Codec(bytes[4]));
-        }
-        if bytes[5..8] != [0; 3] || bytes[116..120] != [0; 4] {
+        let codec = Codec::parse(array_at(bytes, 4))?;
+        if bytes[116..120] != [0; 4] {
             return Err(FrameError::Reserved);
         }
         let raw_len = u32_at(bytes, 108) as usize;
@@ -293,18 +365,18 @@ impl<'a> Frame<'a> {
         if header.seq == 0 || (header.seq == 1) != (header.prev == [0; HASH_LEN]) {
             return Err(FrameError::Sequence);
         }
-        Ok(Self { header, hash: array_at(hash, 0), payload: &body[HEADER_LEN..], raw_len })
+        Ok(Self { header, hash: array_at(hash, 0), codec, payload: &body[HEADER_LEN..], raw_len })
     }
 
     /// The same content at another place of another chain; for what a damaged spool still holds behind the damage.
     pub fn reseal(&self, stream_id: [u8; 16], seq: u64, prev: Hash) -> Result<Sealed, FrameError> {
-        assemble(Header { stream_id, seq, prev, ..self.header }, self.raw_len, self.payload)
+        assemble(Header { stream_id, seq, prev, ..self.header }, self.codec, self.raw_len, self.payload)
     }
 
     /// Decompresses and decodes the payload.
     pub fn batch(&self) -> Result<Batch, FrameError> {
         let raw =
-            zstd::bulk::decompress(self.payload, self.raw_len).map_err(|e| FrameError::Decompress(e.to_string()))?;
+            self.codec.decompress(self.payload, self.raw_len).map_err(|e| FrameError::Decompress(e.to_string()))?;
         if raw.len() != self.raw_len {
             return Err(FrameError::Decompress(format!("{} bytes, the header says {}", raw.len(), self.raw_len)));
         }
@@ -455,6 +527,45 @@ mod tests {
         let sealed = seal_raw(Header { events: 3, ..header(1) }, &raw, 1).unwrap();
         let refused = Frame::parse(&sealed.bytes).unwrap().batch();
         assert_eq!(refused, Err(FrameError::Count { found: 1_000_000, claimed: 3 }));
+    }
+
+    #[test]
+    fn dictionaries_never_change() {
+        // As in docs/EVIDENCE.md: another verifier gets them from there.
+        const KNOWN: [&str; DICTIONARIES.len()] = ["be14693372fdcb280c9542827c61b8e2d7ad9688d8c6e8c14ae3c474fb8ff3c5"];
+        assert_eq!(DICTIONARIES.map(|dictionary| hex::encode(Sha256::digest(dictionary))), KNOWN);
+    }
+
+    #[test]
+    fn a_frame_with_a_dictionary_is_smaller_reads_back_and_can_be_resealed() {
+        let batch = batch(vec![b"systemctl".to_vec(), b"status".to_vec()]);
+        let plain = seal(header(1), &batch, 1).unwrap();
+        let sealed = Sealer::new(1).unwrap().seal(header(1), &batch).unwrap();
+        assert!(sealed.bytes.len() < plain.bytes.len(), "{} {}", sealed.bytes.len(), plain.bytes.len());
+        for sealed in [plain, sealed] {
+            let frame = Frame::parse(&sealed.bytes).unwrap();
+            assert_eq!(frame.batch().unwrap(), batch);
+            let again = frame.reseal([8; 16], 5, [4; 32]).unwrap();
+            assert_eq!(Frame::parse(&again.bytes).unwrap().batch().unwrap(), batch);
+        }
+    }
+
+    #[test]
+    fn codecs_that_are_not_known_are_named() {
+        let sealed = Sealer::new(1).unwrap().seal(header(1), &batch(vec![])).unwrap().bytes;
+        let with = |codec: [u8; 4]| {
+            let mut bytes = sealed.clone();
+            bytes[4..8].copy_from_slice(&codec);
+            Frame::parse(&bytes).unwrap_err()
+        };
+        assert_eq!(with([3, 0, 0, 0]), FrameError::Codec(3));
+        assert_eq!(with([2, 0, 0, 0]), FrameError::Dictionary(0));
+        assert_eq!(with([2, NEWEST + 1, 0, 0]), FrameError::Dictionary(NEWEST + 1));
+        for codec in [[1, 1, 0, 0], [2, 1, 1, 0], [2, 1, 0, 1]] {
+            assert_eq!(with(codec), FrameError::Reserved);
+        }
+        // A sound header of the other codec: the hash says that it was changed.
+        assert_eq!(with([1, 0, 0, 0]), FrameError::Hash);
     }
 
     proptest! {

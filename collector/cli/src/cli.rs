@@ -103,6 +103,16 @@ pub enum Command {
     Review(security::review::ReviewArgs),
     /// Save everything that proves a session, as one file to be verified offline
     Export(security::export::ExportArgs),
+    /// List what the collector raised the alarm for, such as silent hosts, and say that you have looked
+    Alerts(security::alerts::AlertsArgs),
+    /// End a session on its host, by way of the collector
+    Terminate(security::orders::TerminateArgs),
+    /// Have a host read its rules about grants anew
+    Refresh(security::orders::RefreshArgs),
+    /// Ask a host's agent for an answer
+    Reach(security::orders::ReachArgs),
+    /// List what people did by way of the collector
+    Acts(security::alerts::ActsArgs),
     /// Verify an evidence file: offline, with public keys only
     Verify(evidence::VerifyArgs),
     /// Print a completion script for a shell
@@ -146,6 +156,11 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Search(args) => security::search::run(args, &config, &options).await,
         Command::Review(args) => security::review::run(args, &config, &options).await,
         Command::Export(args) => security::export::run(args, &config, &options).await,
+        Command::Alerts(args) => security::alerts::run(args, &config, &options).await,
+        Command::Terminate(args) => security::orders::run_terminate(args, &config, &options).await,
+        Command::Refresh(args) => security::orders::run_refresh(args, &config, &options).await,
+        Command::Reach(args) => security::orders::run_reach(args, &config, &options).await,
+        Command::Acts(args) => security::alerts::run_acts(args, &config, &options).await,
         Command::Verify(args) => evidence::run(args, &options),
         Command::Completions { shell } => completions(*shell),
     }

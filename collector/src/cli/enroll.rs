@@ -1,6 +1,7 @@
 //! `breakglass-collector enroll`.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
@@ -8,6 +9,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::person_role;
+use crate::enrol::token::Tokens;
 use crate::pki::{Authority, Issued, Role, create_private_dir, write_new, write_private};
 use crate::settings::{Layout, Settings};
 
@@ -18,6 +20,16 @@ pub enum Enroll {
         after_help = "Example:\n  breakglass-collector enroll host web1 --dir /var/lib/breakglass-collector --out web1"
     )]
     Host(Host),
+    /// Make a token with which a host joins by itself, once; its private key never leaves it.
+    #[command(
+        after_help = "Example:\n  breakglass-collector enroll token web1 --dir /var/lib/breakglass-collector --url https://collector.example.org:7444"
+    )]
+    Token(Token),
+    /// Take a host out of service: its records are refused from now on, and its silence is none.
+    #[command(
+        after_help = "Example:\n  breakglass-collector enroll retire HOST-ID --dir /var/lib/breakglass-collector"
+    )]
+    Retire(Retire),
     /// Make the folder that a person needs to look at records here.
     #[command(
         after_help = "Example:\n  breakglass-collector enroll person alice --role reviewer --dir /var/lib/breakglass-collector --out alice"
@@ -31,6 +43,36 @@ pub struct Host {
     name: String,
     #[command(flatten)]
     place: Place,
+}
+
+#[derive(Debug, Args)]
+pub struct Token {
+    /// The host's name, as people will see it.
+    name: String,
+    /// The host's id, where it was enrolled before and is to stay the same host.
+    #[arg(long, value_name = "UUID")]
+    id: Option<Uuid>,
+    /// How long the token is good, minutes; a week at most.
+    #[arg(long, value_name = "MINUTES", default_value_t = 60)]
+    minutes: u32,
+    /// How the host reaches the collector; by default the address in collector.toml.
+    #[arg(long)]
+    url: Option<String>,
+    /// The collector's folder, as made by init.
+    #[arg(long, value_name = "FOLDER")]
+    dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct Retire {
+    /// The host's id.
+    id: Uuid,
+    /// Take it back into service instead.
+    #[arg(long)]
+    undo: bool,
+    /// The collector's folder, as made by init.
+    #[arg(long, value_name = "FOLDER")]
+    dir: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -61,6 +103,8 @@ impl Enroll {
     pub fn run(&self) -> anyhow::Result<()> {
         match self {
             Enroll::Host(host) => host.run(),
+            Enroll::Token(token) => token.run(),
+            Enroll::Retire(retire) => retire.run(),
             Enroll::Person(person) => person.run(),
         }
     }
@@ -77,6 +121,40 @@ impl Host {
         // Last: with this file the folder is complete.
         write_new(&out.join("host-id"), &format!("{id}\n"))?;
         println!("{} is host {id}; copy {} to it as /etc/breakglass/host", self.name, out.display());
+        Ok(())
+    }
+}
+
+impl Token {
+    fn run(&self) -> anyhow::Result<()> {
+        let layout = Layout::new(&self.dir);
+        let settings = layout.settings()?;
+        crate::pki::check_host_name(&self.name)?;
+        let id = self.id.unwrap_or_else(Uuid::new_v4).to_string();
+        let ca = crate::pki::certificate_der(&layout.ca_cert())?;
+        let valid = Duration::from_secs(u64::from(self.minutes) * 60);
+        let token = Tokens::new(layout.tokens()).make(&id, &self.name, valid, &ca)?;
+        let url = self.url.clone().unwrap_or_else(|| default_url(&settings));
+        println!(
+            "{} will be host {id}. Run on it, within {} minutes:\n\n  \
+             breakglass-agent enroll --collector {url} --server-name {} --token {token}",
+            self.name, self.minutes, settings.name
+        );
+        Ok(())
+    }
+}
+
+impl Retire {
+    fn run(&self) -> anyhow::Result<()> {
+        let layout = Layout::new(&self.dir);
+        layout.settings()?;
+        create_private_dir(&layout.retired())?;
+        let path = layout.retired().join(self.id.to_string());
+        match self.undo {
+            false => std::fs::write(&path, "").with_context(|| format!("cannot write {}", path.display()))?,
+            true => std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?,
+        }
+        println!("host {} is {}", self.id, if self.undo { "in service again" } else { "retired" });
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use clap::Args;
 
 use crate::pki::{Authority, create_private_dir, write_new, write_private};
 use crate::reviews::ReviewSettings;
-use crate::settings::{Layout, Settings};
+use crate::settings::{Alarms, Enrol, Layout, Settings};
 use crate::tlog::note::{KeyType, NoteKey};
 use crate::tlog::settings::LogSettings;
 
@@ -48,8 +48,14 @@ impl Init {
         let origin = self.log_origin.clone().unwrap_or_else(|| format!("{}/log", self.name));
         let log_key = NoteKey::generate(&origin, KeyType::Note).context("--log-origin")?;
         let log = LogSettings { origin, listen: self.log_listen, ..LogSettings::default() };
-        let review = ReviewSettings::default();
-        let settings = Settings { name: self.name.clone(), listen: self.listen, log, review };
+        let settings = Settings {
+            name: self.name.clone(),
+            listen: self.listen,
+            log,
+            review: ReviewSettings::default(),
+            enrol: Enrol::default(),
+            alarms: Alarms::default(),
+        };
         let config = toml::to_string(&settings).context("cannot write the settings")?;
 
         create_private_dir(&self.dir)?;
@@ -82,14 +88,14 @@ impl Init {
         println!(
             "The collector {name} is ready in {dir}.\n\n\
              Start it:        breakglass-collector serve --dir {dir}\n\
-             Enrol a host:    breakglass-collector enroll host web1 --dir {dir} --out web1\n\
-             \x20                then copy the folder web1 to the host as /etc/breakglass/host\n\
+             Enrol a host:    breakglass-collector enroll token web1 --dir {dir}\n\
+             \x20                then run what it prints on the host\n\
              Enrol a person:  breakglass-collector enroll person alice --role reviewer --dir {dir} --out alice\n\
              \x20                then: breakglass --config alice/config.toml sessions\n\
              Let her review:  echo \"alice $(cat alice-ssh-key.pub)\" >> {dir}/reviewers\n\n\
              Its transparency log is verified with this key; give it to auditors and witnesses:\n\n\
              \x20   {log}\n\n\
-             {dir}/ca.key signs every certificate: keep a copy offline, and remove it here when nobody has to be enrolled.",
+             {dir}/ca.key signs every certificate: keep a copy offline. Hosts renew theirs with it every ten days or so.",
             name = self.name,
             log = log_key.public(),
         );

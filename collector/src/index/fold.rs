@@ -173,7 +173,8 @@ fn session_event(working: &mut Working, changes: &mut Changes, at: Place<'_>, uu
             | Body::CredentialsRotated(_)
             | Body::Checkpoint(_)
             | Body::KeyEvolved(_)
-            | Body::KeyIntroduced(_),
+            | Body::KeyIntroduced(_)
+            | Body::CollectorOrder(_),
         )
         | None => {}
     }

@@ -28,7 +28,7 @@ use tokio::time::Instant;
 pub use attest::hex;
 pub use fold::starts_command;
 pub(crate) use model::SessionState;
-pub use model::{Decoded, session_of};
+pub use model::{Decoded, HostState, session_of};
 pub use proof::{FindingRecord, StatementRecord};
 pub use read::{CommandRecord, IndexReader, SessionRecord, TerminalRecord, Uuid};
 pub use search::{HitRecord, SearchFilter};

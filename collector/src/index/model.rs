@@ -53,7 +53,9 @@ pub fn session_of(batch: &Batch, event: &Event) -> Option<Uuid> {
 /// A host's row.
 #[derive(Clone, Debug, Default)]
 pub struct HostState {
+    /// Frames held of it.
     pub frames: u64,
+    /// Events in them.
     pub events: u64,
     /// The session that was opened last, until it is closed.
     pub open: Option<Uuid>,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use breakglass_api::frame::Frame;
 use breakglass_api::v1::agent_message::Body as Up;
 use breakglass_api::v1::collector_message::Body as Down;
-use breakglass_api::v1::{Ack, AgentMessage, CollectorMessage, Hello, Pong, Refusal, Welcome};
+use breakglass_api::v1::{Ack, AgentMessage, CollectorMessage, Hello, Order, Pong, Refusal, Welcome};
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tonic::{Status, Streaming};
@@ -15,7 +15,7 @@ use tonic::{Status, Streaming};
 use super::committer::{End, Lane, Progress, Submission};
 use super::{FRAME_COST_MIN, QUEUE_BYTES, Shared, WINDOW};
 use crate::pki::Peer;
-use crate::presence::Visit;
+use crate::presence::{Called, Visit};
 use crate::store::{Head, HostRecord};
 use crate::wall_clock_ns;
 
@@ -93,7 +93,8 @@ async fn serve(
         held = head.map_or(0, |h| h.seq), oldest = hello.oldest_seq, "agent connected");
     send(replies, Down::Welcome(welcome(head))).await?;
 
-    let (visit, superseded) = shared.presence.arrive(&peer.name);
+    let (visit, called) = shared.presence.arrive(&peer.name, hello.takes_orders, hello.keeps_talking);
+    let Called { superseded, orders } = called;
     let (progress, watched) = watch::channel(Progress::default());
     let reader = Reader {
         shared,
@@ -108,9 +109,19 @@ async fn serve(
     let mut shutdown = shared.shutdown.clone();
     tokio::select! {
         ended = converse(reader, inbound, watched, replies) => ended,
+        ended = pass_on(orders, replies) => ended,
         _ = superseded => Err(Status::aborted("the same host has connected again").into()),
         _ = shutdown.wait_for(|down| *down) => Err(Status::unavailable("the collector is shutting down").into()),
     }
+}
+
+/// Passes on what people ask of the host.
+async fn pass_on(mut orders: mpsc::Receiver<Order>, replies: &Replies) -> Result<(), Close> {
+    while let Some(order) = orders.recv().await {
+        send(replies, Down::Order(order)).await?;
+    }
+    // An agent that takes none; or the visit is over, which another branch says.
+    std::future::pending().await
 }
 
 /// Reads frames and writes acknowledgements until either side is done.
@@ -166,6 +177,10 @@ impl Reader<'_> {
             let handled = match message.body {
                 Some(Up::Frame(bytes)) => self.submit(bytes).await.map(|seq| last = seq),
                 Some(Up::Ping(ping)) => send(self.replies, Down::Pong(Pong { nonce: ping.nonce })).await,
+                Some(Up::OrderDone(done)) => {
+                    self.visit.done(done);
+                    Ok(())
+                }
                 Some(Up::Hello(_)) => Err(Status::invalid_argument("Hello may be sent only once").into()),
                 // A kind of message from a later version.
                 None => Ok(()),

@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 use self::committer::{Committer, Submission};
 use crate::access;
 use crate::presence::Presence;
+use crate::settings::Layout;
 use crate::store::Store;
 
 /// Bytes of frames on their way to the disk, over all connections. Room for a few of the largest frames.
@@ -44,6 +45,7 @@ pub struct IngestService {
 struct Shared {
     store: Store,
     presence: Presence,
+    layout: Layout,
     queue: mpsc::Sender<Submission>,
     room: Arc<Semaphore>,
     shutdown: watch::Receiver<bool>,
@@ -54,13 +56,14 @@ impl IngestService {
     pub fn start(
         store: Store,
         presence: Presence,
+        layout: Layout,
         durable: watch::Sender<i64>,
         shutdown: watch::Receiver<bool>,
     ) -> (Self, JoinHandle<()>) {
         let (queue, submissions) = mpsc::channel(QUEUE_FRAMES);
         let committer = tokio::spawn(Committer::new(store.clone(), durable).run(submissions));
         let room = Arc::new(Semaphore::new(QUEUE_BYTES));
-        (Self { shared: Arc::new(Shared { store, presence, queue, room, shutdown }) }, committer)
+        (Self { shared: Arc::new(Shared { store, presence, layout, queue, room, shutdown }) }, committer)
     }
 }
 
@@ -69,7 +72,7 @@ impl Ingest for IngestService {
     type StreamStream = ReceiverStream<Result<CollectorMessage, Status>>;
 
     async fn stream(&self, request: Request<Streaming<AgentMessage>>) -> Result<Response<Self::StreamStream>, Status> {
-        let peer = access::host(&request)?;
+        let peer = access::host(&request, &self.shared.layout)?;
         let from = request.remote_addr();
         let (replies, outgoing) = mpsc::channel(REPLIES);
         let shared = self.shared.clone();

@@ -9,9 +9,12 @@ use std::net::IpAddr;
 
 use anyhow::{Context, bail};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKey, PublicKeyData,
+    SanType, SerialNumber,
 };
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use time::{Duration, OffsetDateTime};
 
 pub use files::{create_private_dir, read_private_key, write_new, write_private};
@@ -21,7 +24,7 @@ use crate::settings::Layout;
 
 /// How long the CA is valid.
 const CA_VALIDITY: Duration = Duration::days(10 * 365);
-/// How long a leaf is valid. There is no renewal by itself yet, so this is long.
+/// How long a leaf is valid that was made here and carried by hand. Agents renew theirs, to shorter ones.
 const LEAF_VALIDITY: Duration = Duration::days(365);
 /// Certificates are valid from a little before they are made, for peers whose clocks are behind.
 const CLOCK_SLACK: Duration = Duration::hours(1);
@@ -88,6 +91,22 @@ impl Authority {
         self.issue(&Peer { role: Role::Host, name: id.to_owned(), dns: None }, vec![dns(name)?], true)
     }
 
+    /// A certificate for the agent of host `name`, whose key stays where it is. PEM.
+    pub fn certify_host(
+        &self,
+        id: &str,
+        name: &str,
+        request: HostRequest,
+        validity: Duration,
+    ) -> anyhow::Result<String> {
+        check_host_name(name)?;
+        let peer = Peer { role: Role::Host, name: id.to_owned(), dns: None };
+        let params = params_for(&peer, vec![dns(name)?], true, validity)?;
+        let request = CertificateSigningRequestParams { params, public_key: request.public_key };
+        let cert = request.signed_by(&self.issuer).context("cannot sign the certificate")?;
+        Ok(cert.pem())
+    }
+
     /// A certificate for a person. `role` must be one that people have.
     pub fn issue_person(&self, role: Role, name: &str) -> anyhow::Result<Issued> {
         if !role.is_person() {
@@ -96,25 +115,65 @@ impl Authority {
         self.issue(&Peer { role, name: name.to_owned(), dns: None }, Vec::new(), false)
     }
 
-    fn issue(&self, peer: &Peer, mut sans: Vec<SanType>, server: bool) -> anyhow::Result<Issued> {
-        check_name(&peer.name)?;
-        let uri = peer.uri();
-        sans.push(SanType::URI(
-            uri.clone().try_into().with_context(|| format!("{uri} cannot stand in a certificate"))?,
-        ));
-        let mut params = dated(&peer.name, LEAF_VALIDITY);
-        params.subject_alt_names = sans;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        if server {
-            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
-        }
-        params.use_authority_key_identifier_extension = true;
+    fn issue(&self, peer: &Peer, sans: Vec<SanType>, server: bool) -> anyhow::Result<Issued> {
+        let params = params_for(peer, sans, server, LEAF_VALIDITY)?;
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).context("cannot generate a key")?;
-        let cert =
-            params.signed_by(&key, &self.issuer).with_context(|| format!("cannot sign a certificate for {uri}"))?;
+        let cert = params
+            .signed_by(&key, &self.issuer)
+            .with_context(|| format!("cannot sign a certificate for {}", peer.uri()))?;
         Ok(Issued { cert_pem: cert.pem(), key_pem: key.serialize_pem() })
     }
+}
+
+/// A certificate request whose signature fits: whoever made it holds the key. Nothing else of it is ever used.
+#[derive(Debug)]
+pub struct HostRequest {
+    public_key: PublicKey,
+}
+
+impl HostRequest {
+    /// Parses PKCS #10, DER.
+    pub fn parse(der: &[u8]) -> anyhow::Result<Self> {
+        let request = CertificateSigningRequestParams::from_der(&der.into())
+            .context("this is not a certificate request, or its signature does not fit")?;
+        let public_key = request.public_key;
+        if public_key.algorithm() != &PKCS_ECDSA_P256_SHA256 {
+            bail!("the certificate request must be for an ECDSA P-256 key");
+        }
+        Ok(Self { public_key })
+    }
+
+    /// The key, as it is in the certificate.
+    pub fn public_key(&self) -> &[u8] {
+        self.public_key.der_bytes()
+    }
+}
+
+fn params_for(
+    peer: &Peer,
+    mut sans: Vec<SanType>,
+    server: bool,
+    validity: Duration,
+) -> anyhow::Result<CertificateParams> {
+    check_name(&peer.name)?;
+    let uri = peer.uri();
+    sans.push(SanType::URI(uri.clone().try_into().with_context(|| format!("{uri} cannot stand in a certificate"))?));
+    let mut params = dated(&peer.name, validity);
+    params.subject_alt_names = sans;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    if server {
+        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
+    }
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
+}
+
+/// The first certificate of a PEM file, DER.
+pub(crate) fn certificate_der(path: &std::path::Path) -> anyhow::Result<Vec<u8>> {
+    let pem = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let certificate = CertificateDer::from_pem_slice(&pem);
+    Ok(certificate.with_context(|| format!("{} is not a PEM certificate", path.display()))?.to_vec())
 }
 
 fn dated(common_name: &str, validity: Duration) -> CertificateParams {
@@ -145,7 +204,7 @@ fn check_name(name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn check_host_name(name: &str) -> anyhow::Result<()> {
+pub(crate) fn check_host_name(name: &str) -> anyhow::Result<()> {
     let label = |l: &str| {
         !l.is_empty()
             && l.len() <= 63

@@ -98,6 +98,7 @@ fn kind_of(body: &Body) -> &'static str {
         Body::Checkpoint(_) => "checkpoint",
         Body::KeyEvolved(_) => "key_evolved",
         Body::KeyIntroduced(_) => "key_introduced",
+        Body::CollectorOrder(_) => "collector_order",
     }
 }
 

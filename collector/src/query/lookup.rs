@@ -109,7 +109,7 @@ impl QueryService {
 
     /// The session that `text` names: a UUID, or an unambiguous beginning or end of one. One that the caller may not see does
     /// not exist for them.
-    pub(super) async fn resolve(&self, text: &str, scope: &Scope) -> Result<SessionRecord, Status> {
+    pub(crate) async fn resolve(&self, text: &str, scope: &Scope) -> Result<SessionRecord, Status> {
         let digits: String = text.chars().filter(|c| *c != '-').map(|c| c.to_ascii_lowercase()).collect();
         if digits.len() < ID_PART_MIN || digits.len() > 32 || !digits.chars().all(|c| c.is_ascii_hexdigit()) {
             return Err(Status::invalid_argument(format!(
@@ -160,6 +160,22 @@ impl QueryService {
         match rows.is_empty() {
             true => Err(Status::not_found(format!("there is no host {text:?}"))),
             false => Ok(Some(rows)),
+        }
+    }
+
+    /// The host of a row.
+    pub(crate) async fn host_of(&self, row: i64) -> Result<HostRecord, Status> {
+        let missing = || Status::internal("the session's host is not known");
+        self.hosts_by_row().await?.remove(&row).ok_or_else(missing)
+    }
+
+    /// The one host with this id or name.
+    pub(crate) async fn host_named(&self, text: &str) -> Result<HostRecord, Status> {
+        let rows = self.host_rows(text).await?.unwrap_or_default();
+        match rows.as_slice() {
+            [row] => self.host_of(*row).await,
+            [] => Err(Status::invalid_argument("name a host, or its id")),
+            _ => Err(Status::failed_precondition(format!("{text:?} names {} hosts: give an id", rows.len()))),
         }
     }
 

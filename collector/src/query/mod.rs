@@ -156,7 +156,7 @@ impl Query for QueryService {
 }
 
 /// How many items to give where `asked` were asked for.
-fn limit(asked: u32) -> u32 {
+pub(crate) fn limit(asked: u32) -> u32 {
     match asked {
         0 => LIMIT_DEFAULT,
         asked => asked.min(LIMIT_MAX),

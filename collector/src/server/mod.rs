@@ -9,23 +9,32 @@ use std::time::Duration;
 use anyhow::Context;
 use breakglass_api::GRPC_MESSAGE_MAX;
 use breakglass_api::v1::DESCRIPTORS;
+use breakglass_api::v1::enrol_server::EnrolServer;
 use breakglass_api::v1::ingest_server::IngestServer;
+use breakglass_api::v1::manage_server::ManageServer;
 use breakglass_api::v1::query_server::QueryServer;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
+use tonic::{Request, Status};
 
+use crate::access;
+use crate::desk::Desk;
+use crate::enrol::EnrolService;
 use crate::feed::Feed;
 use crate::index::Indexer;
 use crate::ingest::IngestService;
+use crate::manage::ManageService;
 use crate::presence::Presence;
 use crate::query::{QueryService, Signing};
 use crate::reviews::book::Book;
 use crate::reviews::queue::Queue;
 use crate::settings::Layout;
+use crate::silence::Watchman;
 use crate::store::Store;
 use crate::tlog::LogService;
 
@@ -38,6 +47,8 @@ const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 /// Connections whose handshake is done and that the server has not taken up yet.
 const READY_CONNECTIONS: usize = 16;
+/// Largest message of calls that are words and numbers, bytes.
+const SMALL_MESSAGE_MAX: usize = 64 * 1024;
 /// How long open streams may take to end after a signal.
 const SHUTDOWN_MAX: Duration = Duration::from_secs(10);
 
@@ -54,14 +65,24 @@ pub async fn run(layout: &Layout, listen: Option<SocketAddr>) -> anyhow::Result<
     let log = tlog.log().clone();
 
     let presence = Presence::default();
-    let (ingest, committer) = IngestService::start(store.clone(), presence.clone(), durable, stopping.clone());
+    let desk = Desk::open(&layout.desk_db()).await?;
+    let (ingest, committer) =
+        IngestService::start(store.clone(), presence.clone(), layout.clone(), durable, stopping.clone());
     let book = Book::open(&layout.reviews_db()).await?;
     let queue = Queue::new(store.clone(), indexer.reader(), book.clone(), settings.review);
     let overdue = tokio::spawn(queue.clone().watch(stopping.clone()));
     let signing = Signing { log: log.clone(), queue, reviewers: layout.reviewers() };
-    let query = QueryService::new(store.clone(), indexer.reader(), presence, signing, stopping.clone());
+    let query = QueryService::new(store.clone(), indexer.reader(), presence.clone(), signing, stopping.clone());
     let feed = Feed::new(indexer.reader(), log.clone(), indexer.source());
     let feeding = tokio::spawn(feed.run(stopping.clone()));
+    let manage = ManageService::new(query.clone(), presence.clone(), desk.clone());
+    let validity = time::Duration::minutes(settings.enrol.host_minutes.into());
+    let enrol = EnrolService::new(layout, desk.clone(), validity);
+    let at = layout.clone();
+    let retired = Box::new(move |host_id: &str| at.is_retired(host_id));
+    let watchman =
+        Watchman::new(store.clone(), indexer.reader(), presence, desk.clone(), settings.alarms.clone(), retired);
+    let watching = tokio::spawn(watchman.await?.run(stopping.clone()));
     let indexing = tokio::spawn(indexer.follow(followed));
 
     let listener = bind(listen.unwrap_or(settings.listen)).await?;
@@ -71,10 +92,16 @@ pub async fn run(layout: &Layout, listen: Option<SocketAddr>) -> anyhow::Result<
     let signals = Signals::new()?;
     announce(address)?;
 
-    let served = serve(ingest, query, connections, signals, stop).await;
+    let served = serve(Services { ingest, query, manage, enrol }, connections, signals, stop).await;
     accepting.abort();
     // The writer ends with the last connection, the indexer when the writer no longer announces anything.
-    let parts = [("writer", committer), ("indexer", indexing), ("log feed", feeding), ("reviews", overdue)];
+    let parts = [
+        ("writer", committer),
+        ("indexer", indexing),
+        ("log feed", feeding),
+        ("reviews", overdue),
+        ("watchman", watching),
+    ];
     for (part, task) in parts.into_iter().chain(tlog.into_tasks()) {
         match tokio::time::timeout(SHUTDOWN_MAX, task).await {
             Ok(Ok(())) => {}
@@ -84,6 +111,7 @@ pub async fn run(layout: &Layout, listen: Option<SocketAddr>) -> anyhow::Result<
     }
     log.close().await;
     book.close().await;
+    desk.close().await;
     if tokio::time::timeout(SHUTDOWN_MAX, store.close()).await.is_err() {
         tracing::warn!("the store is still being read; nothing acknowledged is lost");
     }
@@ -98,13 +126,21 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     })
 }
 
-async fn serve(
+/// What is served to whom: `access` decides.
+struct Services {
     ingest: IngestService,
     query: QueryService,
+    manage: ManageService,
+    enrol: EnrolService,
+}
+
+async fn serve(
+    services: Services,
     connections: mpsc::Receiver<std::io::Result<tls::Connection>>,
     mut signals: Signals,
     stop: watch::Sender<bool>,
 ) -> anyhow::Result<()> {
+    let Services { ingest, query, manage, enrol } = services;
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_serving::<IngestServer<IngestService>>().await;
     reporter.set_serving::<QueryServer<QueryService>>().await;
@@ -113,6 +149,8 @@ async fn serve(
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()
         .context("cannot describe the services")?;
+    // They check nobody by themselves.
+    let (health, reflection) = (guarded(health), guarded(reflection));
     let ingest = IngestServer::new(ingest)
         .max_decoding_message_size(GRPC_MESSAGE_MAX)
         .max_encoding_message_size(GRPC_MESSAGE_MAX);
@@ -128,6 +166,8 @@ async fn serve(
         .add_service(reflection)
         .add_service(ingest)
         .add_service(query)
+        .add_service(ManageServer::new(manage).max_decoding_message_size(SMALL_MESSAGE_MAX))
+        .add_service(EnrolServer::new(enrol).max_decoding_message_size(SMALL_MESSAGE_MAX))
         .serve_with_incoming_shutdown(ReceiverStream::new(connections), async move {
             let name = signals.wait().await;
             tracing::info!(signal = name, "stopping");
@@ -148,6 +188,14 @@ async fn serve(
             Ok(())
         }
     }
+}
+
+/// A check of a request before it gets to its service.
+type Guard = fn(Request<()>) -> Result<Request<()>, Status>;
+
+/// A service for anybody with a certificate.
+fn guarded<S>(service: S) -> InterceptedService<S, Guard> {
+    InterceptedService::new(service, access::anybody)
 }
 
 /// Tells whoever started this that it is ready.

@@ -1,19 +1,24 @@
-//! TLS 1.3 with certificates on both sides, from the private CA.
+//! TLS 1.3 with certificates on both sides, from the private CA. Only a host that joins has none yet.
 
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::Context as _;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tonic::transport::server::Connected;
 
 use crate::pki::read_private_key;
 use crate::settings::Layout;
@@ -25,8 +30,63 @@ const HANDSHAKES_MAX: usize = 256;
 /// Pause after the system refuses a connection (out of file descriptors, mostly), so as not to spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A connection whose peer has proved that the CA knows it.
-pub type Connection = TlsStream<TcpStream>;
+/// Connections without a certificate: hosts that join. How many there may be, and how long one may last.
+const GUESTS_MAX: usize = 32;
+const GUEST_LIMIT: Duration = Duration::from_secs(30);
+
+/// A connection whose peer has proved that the CA knows it, or has come to join.
+pub struct Connection {
+    stream: TlsStream<TcpStream>,
+    guest: Option<Guest>,
+}
+
+/// What bounds a connection without a certificate.
+struct Guest {
+    until: Pin<Box<Sleep>>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    /// Fails once a guest has been here for too long.
+    fn check(&mut self, context: &mut Context<'_>) -> std::io::Result<()> {
+        let over = self.guest.as_mut().is_some_and(|guest| guest.until.as_mut().poll(context).is_ready());
+        if over { Err(std::io::ErrorKind::TimedOut.into()) } else { Ok(()) }
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = <TlsStream<TcpStream> as Connected>::ConnectInfo;
+
+    fn connect_info(&self) -> Self::ConnectInfo {
+        self.stream.connect_info()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        self.check(context)?;
+        Pin::new(&mut self.stream).poll_read(context, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+        self.check(context)?;
+        Pin::new(&mut self.stream).poll_write(context, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
 
 /// The acceptor, from the certificate and keys of a collector's folder.
 pub fn acceptor(layout: &Layout) -> anyhow::Result<TlsAcceptor> {
@@ -35,17 +95,21 @@ pub fn acceptor(layout: &Layout) -> anyhow::Result<TlsAcceptor> {
     for ca in certificates(&layout.ca_cert())? {
         roots.add(ca).with_context(|| format!("{} is not a CA certificate", layout.ca_cert().display()))?;
     }
+    // A host that joins has no certificate yet. What a connection without one may call, `access` decides: Enrol.Join.
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .allow_unauthenticated()
         .build()
         .context("cannot verify clients")?;
     let key_path = layout.key();
     let key = PrivateKeyDer::from_pem_slice(read_private_key(&key_path)?.as_bytes())
         .with_context(|| format!("{} is not a private key", key_path.display()))?;
+    // With the CA's own: a host that joins knows its hash, from the token.
+    let chain = [certificates(&layout.cert())?, certificates(&layout.ca_cert())?].concat();
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .context("TLS 1.3 is not available")?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(certificates(&layout.cert())?, key)
+        .with_single_cert(chain, key)
         .with_context(|| format!("{} and {} do not belong together", layout.cert().display(), key_path.display()))?;
     // gRPC is HTTP/2.
     config.alpn_protocols = vec![b"h2".to_vec()];
@@ -63,6 +127,7 @@ fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
 /// Accepts connections for ever and passes on those whose handshake succeeds. Ends when nobody receives any more.
 pub async fn accept(listener: TcpListener, acceptor: TlsAcceptor, ready: mpsc::Sender<std::io::Result<Connection>>) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let guests = Arc::new(Semaphore::new(GUESTS_MAX));
     loop {
         let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
         let accepted = tokio::select! {
@@ -71,7 +136,7 @@ pub async fn accept(listener: TcpListener, acceptor: TlsAcceptor, ready: mpsc::S
         };
         match accepted {
             Ok((stream, from)) => {
-                tokio::spawn(handshake(acceptor.clone(), stream, from, ready.clone(), permit));
+                tokio::spawn(handshake(acceptor.clone(), stream, from, ready.clone(), guests.clone(), permit));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
@@ -86,18 +151,34 @@ async fn handshake(
     stream: TcpStream,
     from: std::net::SocketAddr,
     ready: mpsc::Sender<std::io::Result<Connection>>,
+    guests: Arc<Semaphore>,
     permit: OwnedSemaphorePermit,
 ) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, %from, "cannot set TCP_NODELAY");
     }
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-        Ok(Ok(connection)) => {
+        Ok(Ok(stream)) => {
             drop(permit);
+            let Some(connection) = admit(stream, guests) else {
+                return tracing::warn!(%from, "refused a connection without a certificate: there are too many");
+            };
             // Fails only when the server is shutting down.
             let _ = ready.send(Ok(connection)).await;
         }
         Ok(Err(error)) => tracing::warn!(%error, %from, "refused a connection: the TLS handshake failed"),
         Err(_) => tracing::warn!(%from, "refused a connection: the TLS handshake took too long"),
     }
+}
+
+/// A connection with what bounds it; none if there is no place for one more without a certificate.
+fn admit(stream: TlsStream<TcpStream>, guests: Arc<Semaphore>) -> Option<Connection> {
+    let guest = match stream.get_ref().1.peer_certificates() {
+        Some(_) => None,
+        None => {
+            let place = guests.try_acquire_owned().ok()?;
+            Some(Guest { until: Box::pin(tokio::time::sleep(GUEST_LIMIT)), _place: place })
+        }
+    };
+    Some(Connection { stream, guest })
 }

@@ -5,9 +5,11 @@
 mod access;
 mod commands;
 mod crash;
+mod enrol;
 mod evidence;
 mod host;
 mod ingest;
+mod manage;
 mod query;
 mod review;
 mod search;

@@ -126,6 +126,18 @@ impl Collector {
         self.person("rita", "reviewer").await
     }
 
+    /// A connection without a certificate.
+    pub async fn stranger(&self) -> Channel {
+        self.try_stranger().await.unwrap()
+    }
+
+    pub async fn try_stranger(&self) -> Result<Channel, tonic::transport::Error> {
+        let ca = std::fs::read(self.home.join("ca.crt")).unwrap();
+        let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca)).domain_name("collector");
+        let endpoint = Endpoint::from_shared(format!("https://{}", self.address())).unwrap();
+        endpoint.tls_config(tls).unwrap().connect().await
+    }
+
     pub async fn channel(&self, identity: &Path, stem: &str) -> Channel {
         let read = |name: String| std::fs::read(identity.join(name)).unwrap();
         let tls = ClientTlsConfig::new()
@@ -168,6 +180,7 @@ pub fn hello(host: &HostIdentity, stream: [u8; 16], oldest_seq: u64) -> Hello {
         agent_version: "0.0.1".into(),
         tier: "basic".into(),
         oldest_seq,
+        ..Hello::default()
     }
 }
 

@@ -6,3 +6,4 @@ mod access;
 mod boot;
 mod guest;
 mod handed_over;
+mod power;

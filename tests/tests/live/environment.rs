@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use breakglass_api::v1::event::Body;
 use breakglass_tests::{
     binaries::Binaries,
     machine::{self, Need},
@@ -33,6 +34,7 @@ pub const TESTS: &[Test] = &[
     Test { name: "environment::no_capability", needs: SESSION, company: Company::Others, run: no_capability },
     Test { name: "environment::no_btf", needs: SESSION, company: Company::Others, run: no_btf },
     Test { name: "environment::full_disk", needs: SESSION, company: Company::Others, run: full_disk },
+    Test { name: "environment::read_only_state", needs: SESSION, company: Company::Others, run: read_only_state },
 ];
 
 /// Fails unless a program ended by itself, without success, saying all of `words` and not panicking.
@@ -166,5 +168,34 @@ fn full_disk() -> Result<()> {
         stack.relay.as_ref().context("no relay")?.mend();
         stack.close_and_collect(&opened)?;
         expect_numbers(&numbers(&stack.query()?.commands(&opened.session)?)?, COUNT)
+    })
+}
+
+/// Makes the disk of the agent's state read-only: the host still opens, is recorded in memory, and says so.
+fn read_only_state() -> Result<()> {
+    const COUNT: u64 = 50;
+    let options = Options { state_disk: Some("64m"), ..Options::default() };
+    Stack::with(options, |stack| {
+        stack.agent.stop()?;
+        machine::make_read_only(&stack.path("state"))?;
+        stack.start_agent()?;
+        let status = stack.status()?;
+        ensure!(status.spool_in_memory.contains("Read-only file system"), "status: {:?}", status.spool_in_memory);
+        let opened = stack.open("read-only state", "10m")?;
+        stack.ssh_run(&opened, &format!("{} execs {COUNT}", stack.probe().display()))?;
+        stack.close_and_collect(&opened)?;
+        let mut query = stack.query()?;
+        expect_numbers(&numbers(&query.commands(&opened.session)?)?, COUNT)?;
+        let said = query.host_events(stack.host())?.into_iter().any(|recorded| {
+            let body = recorded.event.and_then(|event| event.body);
+            matches!(body, Some(Body::Alert(alert)) if alert.code == "spool-in-memory")
+        });
+        ensure!(said, "the record does not say that it was kept in memory");
+        stack.agent.stop()?;
+        // Written again, with what lay there, from the next start on.
+        machine::mount_memory_disk(&stack.path("state"), "64m")?;
+        stack.start_agent()?;
+        ensure!(stack.status()?.spool_in_memory.is_empty(), "{:?}", stack.status()?);
+        Ok(())
     })
 }

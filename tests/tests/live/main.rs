@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod account;
+mod crash;
 mod environment;
 mod evidence;
 mod faults;
@@ -17,6 +18,7 @@ mod refusals;
 mod review;
 mod stdio;
 mod terminal;
+mod wire;
 
 use std::{
     process::ExitCode,
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
     let tests = [
         refusals::TESTS,
         account::TESTS,
+        crash::TESTS,
         environment::TESTS,
         evidence::TESTS,
         faults::TESTS,
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         review::TESTS,
         stdio::TESTS,
         terminal::TESTS,
+        wire::TESTS,
     ];
     let trials = tests.into_iter().flatten().map(trial).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);

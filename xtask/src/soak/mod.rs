@@ -1,6 +1,7 @@
 //! `cargo xtask soak`: hunts that are too long for every change. Each looks for one kind of fault until its time is up and fails with
 //! what it found. A hunt is one line in [`HUNTS`].
 
+mod crash;
 mod flood;
 mod fuzz;
 
@@ -16,6 +17,7 @@ Examples:
   cargo xtask soak                          every hunt, one after the other: a night
   cargo xtask soak fuzz                     every fuzz target, ten minutes each
   cargo xtask soak fuzz --minutes 1 sshsig  targets with \"sshsig\" in their names, a minute each
+  cargo xtask soak crash                    agent and collector killed 500 times under load
   cargo xtask soak flood                    half a minute of programs and output from every processor
 
 See docs/TESTING.md.";
@@ -59,6 +61,7 @@ struct Hunt {
 /// Every hunt.
 const HUNTS: &[Hunt] = &[
     Hunt { name: "fuzz", about: "hostile input for every reader, guided by coverage", run: fuzz::run },
+    Hunt { name: "crash", about: "agent and collector killed at random moments under load", run: crash::run },
     Hunt { name: "flood", about: "programs and output from every processor against the record", run: flood::run },
 ];
 

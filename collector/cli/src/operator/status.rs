@@ -53,6 +53,7 @@ fn status_json(status: &Status) -> serde_json::Value {
         "live_processes": status.live_processes,
         "spool_frames": status.spool_frames,
         "spool_bytes": status.spool_bytes,
+        "spool_in_memory": status.spool_in_memory,
         "last_seq": status.last_seq,
         "acked_seq": status.acked_seq,
         "collector_connected": status.collector_connected,
@@ -83,6 +84,9 @@ pub(super) fn status_text(status: &Status) -> String {
     if !status.records.is_empty() {
         add("records", format!("{}, missing {}", sum(&status.records), sum(&status.missing)));
         add("spool", format!("{} frames, {} bytes", status.spool_frames, status.spool_bytes));
+        if !status.spool_in_memory.is_empty() {
+            add("NOT ON DISK", status.spool_in_memory.clone());
+        }
         add("shipped", format!("{} of {}", status.acked_seq, status.last_seq));
         add("collector", if status.collector_connected { "connected".into() } else { status.collector_error.clone() });
     }

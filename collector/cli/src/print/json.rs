@@ -49,6 +49,9 @@ described!(
     ReplayItem "replay",
     SearchHit "hit",
     Review "review",
+    Alarm "alert",
+    Act "act",
+    OrderAnswer "answer",
 );
 
 static POOL: LazyLock<Result<DescriptorPool, String>> =

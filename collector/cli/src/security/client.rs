@@ -2,7 +2,10 @@
 
 use std::{error::Error as StdError, io, path::Path, time::Duration};
 
-use breakglass_api::{GRPC_MESSAGE_MAX, v1::query_client::QueryClient};
+use breakglass_api::{
+    GRPC_MESSAGE_MAX,
+    v1::{manage_client::ManageClient, query_client::QueryClient},
+};
 use tonic::{
     Code, Status,
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
@@ -102,6 +105,8 @@ impl Error {
 pub struct Client {
     /// The service.
     pub query: Query,
+    /// The service of those who act.
+    pub manage: ManageClient<Channel>,
     url: String,
 }
 
@@ -113,10 +118,11 @@ impl Client {
             .connect()
             .await
             .map_err(|error| cannot_connect(&collector.url, &error).unwrap_or_else(|| other(&collector.url, &error)))?;
+        let manage = ManageClient::new(channel.clone());
         let query = QueryClient::new(channel)
             .max_decoding_message_size(GRPC_MESSAGE_MAX)
             .max_encoding_message_size(GRPC_MESSAGE_MAX);
-        Ok(Self { query, url: collector.url.clone() })
+        Ok(Self { query, manage, url: collector.url.clone() })
     }
 
     /// What an answer's status means.

@@ -8,10 +8,12 @@ use crate::{
     print::{Options, Printer},
 };
 
+pub mod alerts;
 pub mod client;
 pub mod events;
 pub mod export;
 pub mod hosts;
+pub mod orders;
 pub mod replay;
 pub mod review;
 pub mod search;

@@ -195,6 +195,7 @@ pub(super) fn closed_by(closed: Option<&v1::SessionClosed>) -> &'static str {
         Some(CloseCause::HostRoot) => "root on host",
         Some(CloseCause::OpenFailed) => "failed to open",
         Some(CloseCause::Reboot) => "reboot",
+        Some(CloseCause::Collector) => "by collector",
         Some(CloseCause::Unspecified) | None => "unknown",
     }
 }

@@ -101,6 +101,7 @@ async fn send(address: SocketAddr, host: &std::path::Path, frames: Vec<Vec<u8>>,
         agent_version: env!("CARGO_PKG_VERSION").into(),
         tier: "basic".into(),
         oldest_seq: 1,
+        ..Hello::default()
     };
     sender.send(message(agent_message::Body::Hello(hello))).await?;
     let mut answers = client.stream(ReceiverStream::new(receiver)).await?.into_inner();

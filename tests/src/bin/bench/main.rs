@@ -7,6 +7,7 @@ mod exec;
 mod figure;
 mod flow;
 mod ingest;
+mod outage;
 mod screen;
 
 use std::{process::ExitCode, thread};
@@ -42,6 +43,7 @@ const MEASUREMENTS: &[Measurement] = &[
     ("exec", exec::measure),
     ("flow", flow::measure),
     ("ingest", ingest::measure),
+    ("outage", outage::measure),
     ("screen", screen::measure),
 ];
 

@@ -353,6 +353,13 @@ fn describe(printer: &Printer, body: &Body) -> Option<(Style, String)> {
             let again = if extended.reenabled { "the account is enabled again" } else { "extended" };
             (Style::Warn, format!("{again} by {}: {}", text(&extended.operator), text(&extended.reason)))
         }
+        Body::CollectorOrder(order) => {
+            let what = text(&order.what);
+            (
+                Style::Warn,
+                format!("{what} asked for by {} by way of the collector: {}", text(&order.by), text(&order.reason)),
+            )
+        }
         Body::Login(login) => (Style::Dim, describe_login(login)),
         Body::ClockStep(step) => {
             let by = time::span(std::time::Duration::from_nanos(step.nanoseconds.unsigned_abs()));
