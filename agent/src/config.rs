@@ -10,9 +10,12 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-use crate::grant::{
-    policy::{Rules, TicketPattern},
-    quorum::COSIGNATURES_MAX,
+use crate::{
+    grant::{
+        policy::{Rules, TicketPattern},
+        quorum::COSIGNATURES_MAX,
+    },
+    notice::settings::Notices,
 };
 
 /// Where the file is looked for when none is named.
@@ -47,6 +50,8 @@ pub struct Config {
     pub kernel: Kernel,
     /// What is compared before and after a session.
     pub aftermath: Aftermath,
+    /// Who is told by the host itself.
+    pub notice: Notices,
 }
 
 /// This machine.
@@ -397,6 +402,7 @@ impl Config {
         if self.grant.prepared_max > PREPARED_LIMIT {
             return Err(("grant.prepared_max", "must be at most 90days; 0s takes no prepared grants".into()));
         }
+        self.notice.check()?;
         if let Some(collector) = &self.collector {
             if collector.urls.is_empty() {
                 return Err(("collector.urls", "must name at least one address, or leave out the section".into()));
@@ -487,6 +493,9 @@ mod tests {
             ("[account]\nname = \"root\"", "account.name"),
             ("[collector]\nurls = []", "collector.urls"),
             ("[collector]\nurls = [\"http://x:1\"]", "collector.urls"),
+            ("[notice]\nsyslog = 1", "syslog"),
+            ("[notice.webhook]\nurl = \"https://x\"", "secret"),
+            ("[notice.webhook]\nurl = \"http://x\"\nsecret = \"/s\"", "notice.webhook.url"),
             ("[kernel]\nbulk_ring = \"3MiB\"", "kernel.bulk_ring"),
             ("[spool]\nmax_bytes = \"8MiB\"", "spool.max_bytes"),
         ] {

@@ -25,6 +25,7 @@ use crate::{
     evidence::{FileKeys, KeyError, KeyStore as _, Notary},
     identity,
     kernel::{self, Kernel, KernelInfo, Reader},
+    notice::{Notices, Origin},
     recorder::{self, Recorder, source::EventSource},
     session::{
         backstop::Backstop,
@@ -55,6 +56,9 @@ const SHIP_DRAIN: Duration = Duration::from_secs(2);
 
 /// How long a stop waits for the comparison after a session.
 const SETTLE_LIMIT: Duration = Duration::from_secs(15);
+
+/// How long a stop waits for notices to go out.
+const NOTICE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Name of the lock that keeps a second agent from running over the same folders.
 const INSTANCE_LOCK: &str = "agent.lock";
@@ -88,6 +92,7 @@ struct Parts {
     recorder: Recorder,
     notary: Option<Notary>,
     shipper: Option<Shipper>,
+    notices: Notices,
     shutdown: watch::Sender<bool>,
     control: control::ControlHandle,
 }
@@ -131,6 +136,7 @@ async fn start(path: &Path, config: Config, account: Account) -> anyhow::Result<
     let host = Host::new(boot_id, account, kernel, config.kernel.minimum_tier, looks, backstop);
     let host = Arc::new(host.verifying(config.grant.user_verification).rotating(Rotation::new(&config)));
     let manager = Manager::new(host, recorder.clone(), intents);
+    let notices = start_notices(&config, &recorder, &host_id, &host_name).await;
     announce(&recorder, &info, &host_name, boot_id).await;
     tell_cuts(&recorder, &recovery).await;
     if let Some(message) = &volatile {
@@ -168,7 +174,7 @@ async fn start(path: &Path, config: Config, account: Account) -> anyhow::Result<
     let (shutdown, stopping) = watch::channel(false);
     keep_certificate(&config, stopping.clone());
     let control = control::serve(control::Options::from(&config), Arc::new(service), verifier, stopping).await?;
-    Ok(Parts { manager, recorder, notary, shipper, shutdown, control })
+    Ok(Parts { manager, recorder, notary, shipper, notices, shutdown, control })
 }
 
 /// Ends the session, locks, and leaves nothing in the kernel. What is not acknowledged stays in the spool.
@@ -202,6 +208,7 @@ async fn stop(parts: Parts, reason: &str) -> anyhow::Result<()> {
         }
         shipper.stop().await;
     }
+    parts.notices.settle(NOTICE_LIMIT).await;
     locked.map(drop).context("the emergency account could not be locked at stop")
 }
 
@@ -250,6 +257,21 @@ fn watched(kernel: &Kernel, reader: Reader, uid: u32) -> Box<dyn EventSource> {
             Box::new(Ungranted::new(reader, uid))
         }
     }
+}
+
+/// Begins to tell of what happens by the system's log and a webhook. A webhook that cannot be used keeps nobody out.
+async fn start_notices(config: &Config, recorder: &Recorder, host_id: &str, host_name: &str) -> Notices {
+    let origin = Origin { host_id: host_id.to_owned(), host: host_name.to_owned() };
+    let (notices, error) = Notices::start(&config.notice, origin);
+    recorder.tell(notices.clone());
+    if let Some(message) = error {
+        tracing::error!("{message}");
+        let alert = Alert { code: "no-webhook".into(), message, process: None };
+        if let Err(error) = recorder.record(None, Body::Alert(alert)).await {
+            tracing::error!(%error, "an alert could not be recorded");
+        }
+    }
+    notices
 }
 
 /// Begins to sign the record. Where that is impossible the record goes on without signatures, and says so.

@@ -34,7 +34,8 @@ pub struct Target {
 pub const TARGETS: &[Target] = &[
     Target { name: "sshsig", about: "armoured SSH signatures", max_len: 4096, run: proofs::sshsig },
     Target { name: "allowed-signers", about: "allowed_signers files", max_len: 4096, run: proofs::allowed_signers },
-    Target { name: "revoked", about: "lists of revoked keys", max_len: 4096, run: proofs::revoked },
+    Target { name: "revoked", about: "lists of revoked keys, KRLs too", max_len: 4096, run: proofs::revoked },
+    Target { name: "proof", about: "a text with a signature, and who may sign", max_len: 8192, run: proofs::proof },
     Target { name: "grant-text", about: "texts that operators sign", max_len: 4608, run: proofs::grant_text },
     Target { name: "code", about: "one-time codes as they are typed", max_len: 160, run: proofs::code },
     Target { name: "control", about: "what comes in at the control port", max_len: 8192, run: wire::control },

@@ -2,9 +2,14 @@
 
 use breakglass_agent::{
     codes::Code,
-    grant::{proof, revoked::Revoked, signers::AllowedSigners},
+    grant::{
+        proof::{self, Circumstances, verify},
+        revoked::Revoked,
+        signers::AllowedSigners,
+    },
 };
-use breakglass_api::grant::{CloseText, GrantText};
+use breakglass_api::grant::{CloseText, Request};
+use ssh_key::public::{Ed25519PublicKey, KeyData};
 
 /// An armoured signature: as it is, and the input as what is inside the armour, which chance does not find through base64.
 pub fn sshsig(input: &[u8]) {
@@ -41,16 +46,34 @@ pub fn allowed_signers(input: &[u8]) {
     }
 }
 
-/// A whole list.
+/// A whole list of either kind; what is in it can be looked up.
 pub fn revoked(input: &[u8]) {
-    if let Ok(text) = std::str::from_utf8(input) {
-        let _ = Revoked::parse(text);
+    if let Ok(list) = Revoked::read(input) {
+        let key = KeyData::Ed25519(Ed25519PublicKey([1; 32]));
+        assert!(!list.is_empty() || !list.revokes(&key, None), "an empty list revokes");
+    }
+}
+
+/// A whole proof over the text that it begins with, up to an empty line: nothing that was not signed is taken, whatever certificate
+/// comes with it. The authority and the key that are listed are nobody's.
+pub fn proof(input: &[u8]) {
+    let (text, signature) = match input.windows(2).position(|pair| pair == b"\n\n") {
+        Some(at) => (&input[..=at], &input[at + 2..]),
+        None => (input, &[][..]),
+    };
+    let line = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8g";
+    let signers = AllowedSigners::parse(&format!("* cert-authority {line}\n* {line}\n"), None);
+    let at = Circumstances { wall_s: 1_790_000_000, source: None };
+    for signature in [signature.to_vec(), armour(signature)] {
+        let result = verify(text, &signature, "breakglass-grant@v1", "alice@example.org", &signers, at);
+        assert!(result.is_err(), "a signature by nobody was taken");
     }
 }
 
 /// What is taken has exactly one spelling.
 pub fn grant_text(input: &[u8]) {
-    if let Ok(text) = GrantText::parse(input) {
+    if let Ok(text) = Request::parse(input) {
+        assert!(!text.host_names().is_empty() && !text.operator().is_empty());
         assert_eq!(text.encode().expect("what was read can be written").as_bytes(), input);
     }
     if let Ok(text) = CloseText::parse(input) {

@@ -18,13 +18,25 @@ use prost::Message;
 
 use crate::poll;
 
-/// A connection to the agent's Unix socket.
-#[derive(Debug)]
-pub struct Control {
-    stream: UnixStream,
+/// A connection to the agent.
+pub struct Control<S = UnixStream> {
+    stream: S,
 }
 
-impl Control {
+impl<S> std::fmt::Debug for Control<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Control")
+    }
+}
+
+impl<S: Read + Write> Control<S> {
+    /// Speaks over a stream that is open.
+    pub fn over(stream: S) -> Self {
+        Self { stream }
+    }
+}
+
+impl Control<UnixStream> {
     /// Connects.
     pub fn connect(socket: &Path) -> Result<Self> {
         let stream = UnixStream::connect(socket).with_context(|| format!("cannot connect to {}", socket.display()))?;
@@ -32,7 +44,9 @@ impl Control {
         stream.set_write_timeout(Some(poll::SOON))?;
         Ok(Self { stream })
     }
+}
 
+impl<S: Read + Write> Control<S> {
     /// Asks what the host is doing.
     pub fn status(&mut self) -> Result<Status> {
         match self.ask(control_request::Body::Status(StatusRequest {}))? {

@@ -334,7 +334,7 @@ fn agent_config(run: &Run, account: &Account, sshd: &Sshd, options: &Options, co
          [account]\nname = \"{}\"\nssh_port = {}\nssh_host_keys = \"{}\"\n\n\
          [grant]\nallowed_signers = \"{folder}/allowed_signers\"\nmax_ttl = \"{max}\"\ndefault_ttl = \"{max}\"\n\n\
          [control]\nsocket = \"{folder}/run/control.sock\"\nlisten = \"127.0.0.1:0\"\n{ship}\n\
-         [aftermath]\nwalk = {walk}\n\n[kernel]\npins = \"{}\"\n{kernel}",
+         [notice]\nsyslog = false\n\n[aftermath]\nwalk = {walk}\n\n[kernel]\npins = \"{}\"\n{kernel}",
         run.name(),
         account.name,
         sshd.port,

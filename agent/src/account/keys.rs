@@ -127,7 +127,7 @@ fn read_trusted(path: &Path, owner: u32) -> Option<String> {
 
 /// `restrict,pty,expiry-time="…Z" KEY`. The expiry is for the case that sshd keeps the answer; the deadline itself is
 /// kept on the boot clock.
-fn authorized_lines(grant: &KeyGrant, now: Now) -> Option<String> {
+pub(crate) fn authorized_lines(grant: &KeyGrant, now: Now) -> Option<String> {
     let remaining = grant.deadline_boot_ns.checked_sub(now.boot_ns).filter(|left| *left > 0)?;
     // Rounded up: sshd compares whole seconds, and a login in the last second is still within the grant.
     let expiry = now.wall_s.checked_add(i64::try_from(remaining.div_ceil(NANOS)).ok()?)?;
@@ -326,6 +326,13 @@ mod tests {
             if let Some(grant) = KeyGrant::parse(&text) {
                 prop_assert_eq!(grant.encode().unwrap(), text);
             }
+        }
+
+        #[test]
+        fn the_wall_clock_neither_lets_in_nor_keeps_out(wall_s in 0..250_000_000_000i64, boot_s in 0..300u64) {
+            let (dir, _) = written(&grant());
+            let now = Now { wall_s, boot_ns: boot_s * NANOS, ..NOW };
+            prop_assert_eq!(asked(dir.path(), now).is_some(), boot_s < 160, "the deadline is at 160 s of the boot clock");
         }
 
         #[test]

@@ -5,6 +5,9 @@
 //! the lane rests for [`REST`] times as long as the check took. So wrong proofs together take at most about a fifth of one
 //! core, whatever their number. Nobody is ever locked out: a right proof from such a source waits for the few before it (one
 //! for each of the source's connections), and a source without wrong proofs does not wait for the lane at all.
+//!
+//! A TLS handshake costs as much as a check, and comes before anything can be proved. Connections of the same sources take turns to begin
+//! theirs, [`TURN`] apart; how long the other side then takes holds up nobody.
 
 use std::{
     collections::HashMap,
@@ -19,6 +22,8 @@ use crate::blocking;
 
 /// Rest after a wrong proof, as a multiple of what it took.
 const REST: u32 = 4;
+/// Between the beginnings of two handshakes with sources that sent wrong proofs. A handshake takes a third of a millisecond.
+const TURN: Duration = Duration::from_millis(3);
 /// Longest rest: the measured time includes what the machine did meanwhile.
 const REST_MAX: Duration = Duration::from_millis(20);
 /// How long a source that sent a wrong proof stays in the lane.
@@ -32,6 +37,7 @@ const AT_ONCE: usize = 2;
 pub struct Checks {
     permits: Semaphore,
     lane: Lane<()>,
+    turns: Lane<()>,
     failed: Mutex<HashMap<Group, Instant>>,
     rest_max: Duration,
 }
@@ -45,7 +51,13 @@ impl Default for Checks {
 impl Checks {
     /// With another longest rest, for checks that cost more.
     pub fn resting(rest_max: Duration) -> Self {
-        Self { permits: Semaphore::new(AT_ONCE), lane: Lane::new(()), failed: Mutex::default(), rest_max }
+        Self {
+            permits: Semaphore::new(AT_ONCE),
+            lane: Lane::new(()),
+            turns: Lane::new(()),
+            failed: Mutex::default(),
+            rest_max,
+        }
     }
 
     /// Runs `check`; an `Err` counts against the source.
@@ -70,6 +82,14 @@ impl Checks {
             tokio::time::sleep((took * REST).min(self.rest_max)).await;
         }
         result
+    }
+
+    /// Waits until a handshake with the source may begin.
+    pub async fn turn(&self, group: Group) {
+        if self.failed_recently(group) {
+            let _turn = self.turns.lock().await;
+            tokio::time::sleep(TURN).await;
+        }
     }
 
     fn failed_recently(&self, group: Group) -> bool {
@@ -146,6 +166,17 @@ mod tests {
         assert!(wrongs <= 80, "{wrongs} wrong proofs were checked");
         // Eight wrong ones before each, 10 ms apiece: 80 ms on an idle machine.
         assert!(rights >= 2, "only {rights} right proofs got through");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn handshakes_take_turns_where_proofs_were_wrong() {
+        let checks = Checks::default();
+        checks.remember(Group::User(1));
+        let started = tokio::time::Instant::now();
+        futures_util::future::join_all((0..100).map(|_| checks.turn(Group::User(2)))).await;
+        assert_eq!(started.elapsed(), Duration::ZERO, "nothing wrong came from there");
+        futures_util::future::join_all((0..100).map(|_| checks.turn(Group::User(1)))).await;
+        assert!(started.elapsed() >= 100 * TURN, "{:?}", started.elapsed());
     }
 
     #[test]

@@ -141,6 +141,7 @@ pub async fn serve<S: Sessions>(
     shutdown: watch::Receiver<bool>,
 ) -> Result<ControlHandle, ControlError> {
     listen::public_folder(&options.runtime)?;
+    verifier.prepare();
     let tls = match options.listen {
         Some(address) => {
             let acceptor = TlsAcceptor::from(listen::tls(&options.enrolment)?);
@@ -242,8 +243,12 @@ async fn serve_tls<S: Sessions>(
         connections.spawn(async move {
             // Requests and answers are single small packets; waiting for more costs 40 ms. Without it all still works.
             let _ = stream.set_nodelay(true);
+            let shaken = async {
+                shared.checks.turn(source.group()).await;
+                timeout(HANDSHAKE, acceptor.accept(stream)).await
+            };
             let shake = tokio::select! {
-                shake = timeout(HANDSHAKE, acceptor.accept(stream)) => shake,
+                shake = shaken => shake,
                 () = ticket.asked_to_leave() => return,
             };
             match shake {

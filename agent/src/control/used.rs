@@ -43,15 +43,18 @@ pub struct Used {
 }
 
 impl Used {
-    /// The book in this folder, which is made where there is none; a failure shows at the first use.
-    pub fn open(state: &Path) -> Self {
-        let path = state.join("prepared-used");
-        if !path.exists()
-            && let Err(error) = write_whole(&path, &empty(i64::MIN, &[]))
+    /// The book in this folder; touches nothing.
+    pub fn at(state: &Path) -> Self {
+        Self { path: state.join("prepared-used"), lock: Mutex::new(()) }
+    }
+
+    /// Makes the book where there is none; a failure shows at the first use, too.
+    pub fn make(&self) {
+        if !self.path.exists()
+            && let Err(error) = write_whole(&self.path, &empty(i64::MIN, &[]))
         {
-            tracing::warn!(path = %path.display(), %error, "prepared grants cannot be taken: their use cannot be noted");
+            tracing::warn!(path = %self.path.display(), %error, "prepared grants cannot be taken: their use cannot be noted");
         }
-        Self { path, lock: Mutex::new(()) }
     }
 
     /// Notes for good that the grant is used; refuses if it was.
@@ -159,22 +162,28 @@ mod tests {
         Number { number, not_after_s }
     }
 
+    fn opened(dir: &Path) -> Used {
+        let used = Used::at(dir);
+        used.make();
+        used
+    }
+
     #[test]
     fn once_and_for_good() {
         let dir = tempfile::tempdir().unwrap();
-        let used = Used::open(dir.path());
+        let used = opened(dir.path());
         assert!(used.take(&number(1, 100)).is_ok() && used.take(&number(2, 100)).is_ok());
-        for book in [used, Used::open(dir.path())] {
+        for book in [used, opened(dir.path())] {
             assert_eq!(book.take(&number(1, 100)).unwrap_err().code, "used-grant");
             assert_eq!(book.take(&number(2, 100)).unwrap_err().code, "used-grant");
         }
-        assert!(Used::open(dir.path()).take(&number(3, 100)).is_ok());
+        assert!(opened(dir.path()).take(&number(3, 100)).is_ok());
     }
 
     #[test]
     fn a_full_book_gives_up_none_that_could_be_used_again() {
         let dir = tempfile::tempdir().unwrap();
-        let used = Used::open(dir.path());
+        let used = opened(dir.path());
         let all = ENTRIES as u32 + 10;
         for index in 0..all {
             used.take(&number(index, i64::from(index))).unwrap();
@@ -189,7 +198,7 @@ mod tests {
     #[test]
     fn a_use_that_cannot_be_noted_is_none() {
         let dir = tempfile::tempdir().unwrap();
-        let used = Used::open(dir.path());
+        let used = opened(dir.path());
         let path = dir.path().join("prepared-used");
         for damage in [b"".to_vec(), b"BGUSED1\n".to_vec(), vec![b'x'; (ENTRIES + 1) * ENTRY]] {
             fs::write(&path, damage).unwrap();
@@ -202,7 +211,7 @@ mod tests {
     #[test]
     fn a_half_written_use_is_not_free() {
         let dir = tempfile::tempdir().unwrap();
-        let used = Used::open(dir.path());
+        let used = opened(dir.path());
         used.take(&number(1, 100)).unwrap();
         let path = dir.path().join("prepared-used");
         let mut bytes = fs::read(&path).unwrap();

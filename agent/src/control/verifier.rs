@@ -87,7 +87,7 @@ impl Verifier {
             nonces: Nonces::new(rand::random()),
             counters: Counters::open(state),
             codes: Book::new(state),
-            used: Used::open(state),
+            used: Used::at(state),
         }
     }
 
@@ -99,6 +99,11 @@ impl Verifier {
 
     fn terms(&self) -> Arc<Terms> {
         Arc::clone(&self.terms.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Makes what has to be on the disk before it is needed.
+    pub fn prepare(&self) {
+        self.used.make();
     }
 
     /// Who this host is.

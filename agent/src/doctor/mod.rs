@@ -19,6 +19,7 @@ use crate::{
     codes::{Book, CodeError, FEW},
     config::Config,
     control::verifier::{Identity, Verifier},
+    notice::{Origin, webhook::Webhook},
 };
 
 /// How a check came out.
@@ -67,6 +68,7 @@ pub fn access(config: &Config) -> Vec<Check> {
         signers(config),
         revoked(config),
         codes(config),
+        notice(config),
         sshd::settings(&config.account.name),
         sshd::helper(&config.account.name),
         pam::profile(&config.account.name),
@@ -161,6 +163,22 @@ fn revoked(config: &Config) -> Check {
     match verifier(config).revoked() {
         Ok(revoked) => Check::new(name, State::Ok, format!("{} keys are revoked", revoked.len())),
         Err(refusal) => Check::new(name, State::Fail, refusal.message),
+    }
+}
+
+fn notice(config: &Config) -> Check {
+    let name = "notice";
+    let Some(hook) = &config.notice.webhook else {
+        return match config.notice.syslog {
+            true => Check::new(name, State::Ok, "the system's log is told; no webhook".to_owned()),
+            false => {
+                Check::new(name, State::Warn, "the host itself tells nobody (notice.syslog, notice.webhook)".to_owned())
+            }
+        };
+    };
+    match Webhook::new(hook, Origin::default()) {
+        Ok(_) => Check::new(name, State::Ok, format!("{} is told; whether it answers was not tried", hook.url)),
+        Err(error) => Check::new(name, State::Fail, error),
     }
 }
 

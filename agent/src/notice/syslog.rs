@@ -1,9 +1,9 @@
 //! One line to the system's log, RFC 3164 over `/dev/log`, as syslog(3) writes it. Never waits.
 
-use std::os::unix::net::UnixDatagram;
+use std::{os::unix::net::UnixDatagram, path::Path};
 
 /// Where the log daemon, or journald, listens.
-const SOCKET: &str = "/dev/log";
+pub const SOCKET: &str = "/dev/log";
 
 /// Longest line, bytes: what every daemon takes whole.
 const LINE_MAX: usize = 1024;
@@ -18,14 +18,21 @@ pub enum Priority {
     Alert = 1,
     /// Out of the ordinary.
     Warning = 4,
+    /// Ordinary, and of interest.
+    Notice = 5,
 }
 
 /// Sends a line, as far as that goes at once.
 pub fn send(priority: Priority, message: &str) {
+    send_to(Path::new(SOCKET), priority, message);
+}
+
+/// The same to another daemon.
+pub fn send_to(socket_path: &Path, priority: Priority, message: &str) {
     let line = line(priority, message);
     let sent = UnixDatagram::unbound().and_then(|socket| {
         socket.set_nonblocking(true)?;
-        socket.send_to(&line, SOCKET)
+        socket.send_to(&line, socket_path)
     });
     if let Err(error) = sent {
         tracing::debug!(%error, "no line to the system's log");

@@ -22,7 +22,7 @@ mod worker;
 use std::{
     io,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
@@ -48,7 +48,10 @@ use self::{
     ticket::{GivenUp, Ticket, Waiter},
     worker::Worker,
 };
-use crate::spool::{Recovery, Spool};
+use crate::{
+    notice::Notices,
+    spool::{Recovery, Spool},
+};
 
 /// Largest event of the agent's own, bytes. A session's grant text and signature are a few KiB.
 pub const AGENT_EVENT_MAX: usize = 256 * 1024;
@@ -164,6 +167,8 @@ struct Shared {
     high_water: watch::Sender<bool>,
     stats: Mutex<RecorderStats>,
     stopping: AtomicBool,
+    /// Who else is told, once it is durable.
+    notices: OnceLock<Notices>,
 }
 
 impl Shared {
@@ -205,6 +210,11 @@ impl Recorder {
         });
         let (thread, give_up) = (Mutex::new(Some(thread)), options.give_up);
         Ok(Self { inner: Arc::new(Inner { commands, wake, shared, durable, thread, give_up }) })
+    }
+
+    /// Shows every event to `notices`, too, once it is durable. Of several calls the first counts.
+    pub fn tell(&self, notices: Notices) {
+        let _ = self.inner.shared.notices.set(notices);
     }
 
     /// Records what the agent itself says; returns the frame that holds it, once that is durable.

@@ -362,6 +362,9 @@ impl Worker {
         for (range, seq) in frames {
             for item in self.items.get(range.clone()).unwrap_or_default() {
                 noted.see(&item.event, item.session, *seq);
+                if let Some(notices) = self.shared.notices.get() {
+                    notices.see(&item.event, item.session);
+                }
             }
         }
         let stream_id = self.spool.next().stream_id;

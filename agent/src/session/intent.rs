@@ -8,6 +8,7 @@ use std::{
     fs, io,
     io::Write as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use serde::{Deserialize, Serialize};
@@ -92,21 +93,38 @@ impl Intent {
 }
 
 /// Where intents are kept.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct IntentStore {
     folders: [PathBuf; 2],
+    /// Called before each step that lasts, so that tests can stop a run between any two.
+    checkpoint: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
 impl IntentStore {
     /// `state` outlives a reboot; `runtime` need not.
     pub fn new(state: &Path, runtime: &Path) -> Self {
-        Self { folders: [state.to_owned(), runtime.to_owned()] }
+        Self { folders: [state.to_owned(), runtime.to_owned()], checkpoint: None }
+    }
+
+    /// The same, with a call before each step that lasts.
+    #[cfg(test)]
+    pub fn watched(self, checkpoint: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { checkpoint: Some(Arc::new(checkpoint)), ..self }
+    }
+
+    fn before_step(&self) {
+        if let Some(checkpoint) = &self.checkpoint {
+            checkpoint();
+        }
     }
 
     /// Writes the note; an error only if neither folder took it.
     pub fn write(&self, intent: &Intent) -> io::Result<()> {
         let text = serde_json::to_vec(intent)?;
-        let results = self.folders.each_ref().map(|folder| replace(folder, &text));
+        let results = self.folders.each_ref().map(|folder| {
+            self.before_step();
+            replace(folder, &text)
+        });
         for (folder, result) in self.folders.iter().zip(&results) {
             if let Err(error) = result {
                 tracing::warn!(folder = %folder.display(), %error, "cannot keep the session's note here");
@@ -137,6 +155,7 @@ impl IntentStore {
     pub fn clear(&self) -> io::Result<()> {
         let mut result = Ok(());
         for folder in &self.folders {
+            self.before_step();
             match fs::remove_file(folder.join(FILE)) {
                 Ok(()) => sync_folder(folder)?,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}

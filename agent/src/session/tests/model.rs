@@ -1,11 +1,12 @@
 //! The manager as a state machine: any order of opening, extending, closing, waiting, killing and rebooting, with a crash possible before
-//! and after every step that outlives the agent. Held after each move:
+//! and after every step that outlives the agent, the two copies of the note among them. Held after each move:
 //!
 //! - the account is open only for keys that a proof was given for, only until that proof's deadline, and only once that is recorded;
 //! - nobody gets in after a close, after a restart, or after a reboot;
 //! - while the agent lives, whoever proved themselves gets in until the deadline, and at the latest a moment after it all is locked.
 //!
-//! The world outlives the agent: the two locks, the notes on disk, the record. The wall clock is no part of it: no decision reads one.
+//! The world outlives the agent: the two locks, the notes on disk, the record, and a wall clock that is set as somebody likes. What the
+//! key source says of a login is asked of the real one, with that clock.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,6 +17,7 @@ use proptest::prelude::*;
 use tokio::time::Instant;
 
 use super::*;
+use crate::account::keys::{KeyGrant, Now, authorized_lines};
 
 /// What outlives an agent.
 struct World {
@@ -32,6 +34,8 @@ struct World {
     live: u32,
     /// Sessions of which the opening is on disk.
     recorded: Vec<Uuid>,
+    /// Unix seconds; steps do not follow the boot clock.
+    wall_s: i64,
     /// Where the notes are; changes with every death, so that the dead write elsewhere.
     notes: PathBuf,
     folder: tempfile::TempDir,
@@ -57,6 +61,7 @@ impl World {
             booted: Instant::now(),
             live: 0,
             recorded: Vec::new(),
+            wall_s: 1_790_000_000,
             notes,
             folder,
         }))
@@ -111,7 +116,21 @@ impl World {
 
     /// For whom the account is open now.
     fn open_for(&self) -> Option<&Access> {
-        self.key.as_ref().filter(|access| self.shadow_enabled && access.deadline_boot_ns > self.now())
+        self.key.as_ref().filter(|access| self.shadow_enabled && self.key_source(access).is_some())
+    }
+
+    /// What the key source prints for a login now: lines with the time at which sshd, by the wall clock, forgets them.
+    fn key_source(&self, access: &Access) -> Option<String> {
+        let boot_id = [0; 16];
+        let grant = KeyGrant {
+            session: access.session,
+            boot_id,
+            deadline_boot_ns: access.deadline_boot_ns,
+            by_code: access.by_code,
+            keys: access.keys.clone(),
+        };
+        let now = Now { boot_id, boot_ns: self.now(), wall_s: self.wall_s };
+        authorized_lines(&grant, now)
     }
 }
 
@@ -217,9 +236,19 @@ impl Journal for Hands {
     }
 }
 
+/// How a one-time code stands among the keys.
+const CODE: &str = "a one-time code";
+
+/// Whom the account is open for.
+fn admitted(access: &Access) -> Vec<String> {
+    access.keys.iter().cloned().chain(access.by_code.then(|| CODE.to_owned())).collect()
+}
+
 #[derive(Clone, Debug)]
 enum Move {
     Open { who: u8, ttl_s: u64 },
+    Code { ttl_s: u64 },
+    ClockStep { seconds: i64 },
     Close,
     Wait { seconds: u64 },
     LogIn,
@@ -233,6 +262,8 @@ enum Move {
 fn moves() -> impl Strategy<Value = Vec<Move>> {
     let one = prop_oneof![
         4 => (0..3u8, 5..120u64).prop_map(|(who, ttl_s)| Move::Open { who, ttl_s }),
+        1 => (5..120u64).prop_map(|ttl_s| Move::Code { ttl_s }),
+        1 => (-1_000_000_000..1_000_000_000i64).prop_map(|seconds| Move::ClockStep { seconds }),
         1 => Just(Move::Close),
         2 => (1..100u64).prop_map(|seconds| Move::Wait { seconds }),
         2 => Just(Move::LogIn),
@@ -268,7 +299,9 @@ impl Oracle {
 
     async fn make(&mut self, one: &Move) {
         match one {
-            Move::Open { who, ttl_s } => self.open(*who, *ttl_s).await,
+            Move::Open { who, ttl_s } => self.open(&format!("ssh-ed25519 KEY{who}"), *ttl_s).await,
+            Move::Code { ttl_s } => self.open(CODE, *ttl_s).await,
+            Move::ClockStep { seconds } => self.world.lock().unwrap().wall_s += seconds,
             Move::Close => {
                 self.owed.clear();
                 // Nothing is open now and then.
@@ -306,14 +339,16 @@ impl Oracle {
         self.proved.clear();
     }
 
-    async fn open(&mut self, who: u8, ttl_s: u64) {
-        let key = format!("ssh-ed25519 KEY{who}");
+    async fn open(&mut self, key: &str, ttl_s: u64) {
+        let key = key.to_owned();
         // Whatever becomes of it: an agent that dies meanwhile may have got that far. A call takes no time but a tick of the watch's.
         let bound = self.world.lock().unwrap().now() + (ttl_s + 1) * 1_000_000_000;
         self.proved.insert(key.clone());
         let earlier = self.latest;
         self.latest = earlier.max(bound);
-        let result = self.manager.open(Grant { key: Some(key.clone()), ..grant(ttl_s) }).await;
+        let by_code = key == CODE;
+        let asked = Grant { key: (!by_code).then(|| key.clone()), by_code, ..grant(ttl_s) };
+        let result = self.manager.open(asked).await;
         match result {
             Ok(opened) if self.alive() => {
                 if !opened.extended {
@@ -352,14 +387,14 @@ impl Oracle {
         let now = world.now();
         if let Some(access) = world.open_for() {
             assert!(world.recorded.contains(&access.session), "open and not recorded, after {after:?}");
-            for key in &access.keys {
-                assert!(self.proved.contains(key), "{key} may log in without a proof, after {after:?}");
+            for key in admitted(access) {
+                assert!(self.proved.contains(&key), "{key} may log in without a proof, after {after:?}");
             }
             assert!(access.deadline_boot_ns <= self.latest, "open for longer than was proved, after {after:?}");
         }
         for (key, deadline) in self.owed.iter().filter(|(_, deadline)| **deadline > now) {
-            let admitted = world.open_for().is_some_and(|access| access.keys.contains(key));
-            assert!(admitted, "{key} has a live grant until {deadline} and cannot log in, after {after:?}");
+            let lets_in = world.open_for().is_some_and(|access| admitted(access).contains(key));
+            assert!(lets_in, "{key} has a live grant until {deadline} and cannot log in, after {after:?}");
         }
         // The watch looks once a second.
         let over = self.owed.values().all(|deadline| deadline + 2_000_000_000 < now);
@@ -378,7 +413,8 @@ async fn start(world: &Shared) -> (Manager<Hands, Hands>, u32) {
         };
         let hands = Hands { world: Arc::clone(world), life };
         hands.lock().unwrap();
-        let intents = IntentStore::new(&notes.join("state"), &notes.join("run"));
+        let step = hands.clone();
+        let intents = IntentStore::new(&notes.join("state"), &notes.join("run")).watched(move || step.step(|_| {}));
         let manager = Manager::new(Arc::new(hands.clone()), hands, intents);
         manager.recover().await;
         let world = world.lock().unwrap();

@@ -1,7 +1,7 @@
 //! What `show` says beyond commands: successors, what was left behind, others' programs; and in which order.
 
 use breakglass_api::v1::{
-    Alert, Event, Exec, KernelRef, LeftBehind, Process, RecordedEvent, Ring, Session, WitnessLink,
+    Alert, Cosigner, Event, Exec, KernelRef, LeftBehind, Process, RecordedEvent, Ring, Session, WitnessLink,
     event::Body,
     left_behind::{Change, Severity},
     witness_link,
@@ -53,6 +53,29 @@ fn a_process_that_became_another_has_no_unknown_end() {
     assert_eq!(text.matches("runs              nohup sleep 9").count(), 1, "{text}");
     assert_eq!(text.matches("→ 2               became another: nohup").count(), 1, "{text}");
     assert_eq!(text.matches("nohup").count(), 2, "{text}");
+}
+
+#[test]
+fn who_else_signed_and_what_a_reviewer_should_know_stand_in_the_head() {
+    let mut session = sample::session();
+    let opened = session.opened.as_mut().unwrap();
+    opened.warnings = vec!["the reason \"test\" says little\x1b[2J; the reviewer will ask".to_owned()];
+    opened.certificate = "\"laptop\", serial 7, by SHA256:abc".to_owned();
+    opened.cosigners = vec![Cosigner {
+        principal: "bob@example.org".to_owned(),
+        key_type: "ssh-ed25519".to_owned(),
+        key_fingerprint: "SHA256:xyz".to_owned(),
+        ..Cosigner::default()
+    }];
+    let fake = Fake::start(Answers { sessions: vec![session], ..sample::answers() });
+    let text = printed(&fake, &["show", ID]);
+    for expected in [
+        "  co-signed  bob@example.org (ssh-ed25519 SHA256:xyz)\n",
+        "  certified  \"laptop\", serial 7, by SHA256:abc\n",
+        "  note       the reason \"test\" says little\\x1b[2J; the reviewer will ask\n",
+    ] {
+        assert!(text.contains(expected), "{expected:?} is not in {text}");
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@
 mod access;
 mod exec;
 mod figure;
+mod flood;
 mod flow;
 mod ingest;
 mod outage;
@@ -41,6 +42,7 @@ type Measurement = (&'static str, fn(Effort) -> Result<Vec<Figure>>);
 const MEASUREMENTS: &[Measurement] = &[
     ("access", access::measure),
     ("exec", exec::measure),
+    ("flood", flood::measure),
     ("flow", flow::measure),
     ("ingest", ingest::measure),
     ("outage", outage::measure),

@@ -30,6 +30,8 @@ pub(super) fn print(printer: &mut Printer, session: &v1::Session) -> Result<()> 
         ("reason", text(&opened.reason)),
         ("ticket", text(&opened.ticket)),
         ("key", format!("{} {}", text(&opened.key_type), text(&opened.key_fingerprint))),
+        ("certified", text(&opened.certificate)),
+        ("co-signed", cosigners(&opened)),
         ("from", text(&opened.source)),
         ("account", format!("{} (uid {})", text(&opened.account), opened.uid)),
         ("opened", printer.zone().full(session.opened_ns)),
@@ -51,6 +53,11 @@ pub(super) fn print(printer: &mut Printer, session: &v1::Session) -> Result<()> 
     for review in &session.reviews {
         let name = printer.paint(Style::Dim, &pad("reviewed", NAMES));
         printer.folded(&format!("  {name}"), NAMES + 2, &reviewed(printer, review))?;
+    }
+    for warning in &opened.warnings {
+        let name = printer.paint(Style::Dim, &pad("note", NAMES));
+        let told = printer.paint(Style::Warn, &text(warning));
+        printer.folded(&format!("  {name}"), NAMES + 2, &told)?;
     }
     for finding in &session.findings {
         let name = printer.paint(Style::Dim, &pad("proof", NAMES));
@@ -85,6 +92,19 @@ fn reviewed(printer: &Printer, review: &v1::Review) -> String {
     let said = if review.note.is_empty() { String::new() } else { format!(": {}", text(&review.note)) };
     let at = printer.zone().full(review.received_ns);
     format!("{word} by {}, {at}, up to frame {}{said}", text(&review.reviewer), review.last_frame)
+}
+
+/// Who else signed, each with their key.
+fn cosigners(opened: &v1::SessionOpened) -> String {
+    let text = |s: &str| safe::text(s.as_bytes());
+    let each = opened.cosigners.iter().map(|one| {
+        let certificate = match one.certificate.as_str() {
+            "" => String::new(),
+            certificate => format!(", certificate {}", text(certificate)),
+        };
+        format!("{} ({} {}{certificate})", text(&one.principal), text(&one.key_type), text(&one.key_fingerprint))
+    });
+    each.collect::<Vec<_>>().join("; ")
 }
 
 fn deadline(printer: &Printer, session: &v1::Session, opened: &v1::SessionOpened) -> String {
