@@ -25,7 +25,11 @@ use crate::{
         keys::{self, Now},
     },
     config::{Config, ConfigError, default_server_name},
-    doctor, enrol,
+    doctor::{
+        self,
+        bypasses::{self, Catalogue},
+    },
+    enrol,
     evidence::keys::RENEW,
     identity,
     kernel::{self, Verdict},
@@ -108,10 +112,6 @@ fn load_or_default(path: &Path) -> Result<Config, ConfigError> {
     }
 }
 
-fn now() -> std::io::Result<Now> {
-    Ok(Now { boot_id: identity::boot_id()?, boot_ns: clock::boot_ns(), wall_s: clock::wall_s() })
-}
-
 /// How `doctor` is asked.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DoctorOptions {
@@ -121,6 +121,8 @@ pub struct DoctorOptions {
     pub strict: bool,
     /// Leave the kernel alone, which takes seconds to try.
     pub access: bool,
+    /// Fail for known ways around the audit that are open here, too.
+    pub closed: bool,
 }
 
 /// What `doctor --json` prints.
@@ -129,25 +131,45 @@ struct Report {
     #[serde(flatten)]
     kernel: Option<kernel::Doctor>,
     access: Vec<doctor::Check>,
+    bypasses: Vec<bypasses::Here>,
 }
 
 /// Prints what the kernel allows, and whether operators would get in.
 pub fn doctor(path: &Path, options: DoctorOptions) -> anyhow::Result<ExitCode> {
     let config = load_or_default(path)?;
     let kernel = (!options.access).then(|| kernel::doctor(&kernel::Options::new(&config.kernel, 0)));
-    let report = Report { kernel, access: doctor::access(&config) };
+    let bypasses = match &kernel {
+        Some(kernel) => Catalogue::read()?.in_tier(kernel.tier),
+        None => Vec::new(),
+    };
+    let report = Report { kernel, access: doctor::access(&config), bypasses };
     if options.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         let kernel = report.kernel.as_ref().map(|kernel| doctor_text(kernel) + "\n").unwrap_or_default();
         print!("{kernel}{}", doctor::text(&report.access));
+        if report.kernel.is_some() {
+            print!("\n{}", bypasses::text(&report.bypasses));
+        }
     }
     let enough = report.kernel.as_ref().is_none_or(|kernel| kernel.tier >= config.kernel.minimum_tier);
     if !enough && !options.json {
         println!("\nThe configuration asks for tier {}: this host would not open.", config.kernel.minimum_tier);
     }
     let shut = options.strict && report.access.iter().any(|check| check.state == doctor::State::Fail);
-    Ok(if enough && !shut { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let way_around = options.closed && bypasses::any_open(&report.bypasses);
+    Ok(if enough && !shut && !way_around { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Prints every known way around the audit and what is promised about it.
+pub fn bypasses(json: bool) -> anyhow::Result<ExitCode> {
+    let catalogue = Catalogue::read()?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&catalogue)?);
+    } else {
+        print!("{}", catalogue.text());
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn doctor_text(report: &kernel::Doctor) -> String {

@@ -26,7 +26,8 @@ enum Command {
     /// Say what this kernel allows, and why not more, and whether sshd, PAM and the account would let an operator in. Changes nothing.
     #[command(after_help = "Example:\n  breakglass-agent doctor --json\n\n\
         Ends with 0 where the configuration's minimum tier is reached, with 1 where it is not.\n\
-        --strict ends with 1 also where something would keep operators out, or a lock is missing.")]
+        --strict ends with 1 also where something would keep operators out, or a lock is missing;\n\
+        --closed also where a known way around the audit is open in this kernel's tier.")]
     Doctor {
         /// The configuration; the defaults are used where it does not exist.
         #[arg(long, default_value = config::DEFAULT_PATH)]
@@ -40,6 +41,16 @@ enum Command {
         /// Look at the account, sshd and PAM only, and leave the kernel alone.
         #[arg(long)]
         access: bool,
+        /// Fail for known ways around the audit that are open here, too.
+        #[arg(long)]
+        closed: bool,
+    },
+    /// List every known way around the audit, and what this version promises about it in each tier.
+    #[command(after_help = "Example:\n  breakglass-agent bypasses --json\n\nSee docs/BYPASSES.md.")]
+    Bypasses {
+        /// For programs.
+        #[arg(long)]
+        json: bool,
     },
     /// Say where the running agent stands.
     #[command(after_help = "Example:\n  breakglass-agent status --json")]
@@ -169,9 +180,10 @@ enum Codes {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run { config } => daemon::run(&config),
-        Command::Doctor { config, json, strict, access } => {
-            commands::doctor(&config, commands::DoctorOptions { json, strict, access })
+        Command::Doctor { config, json, strict, access, closed } => {
+            commands::doctor(&config, commands::DoctorOptions { json, strict, access, closed })
         }
+        Command::Bypasses { json } => commands::bypasses(json),
         Command::Status { socket, json } => commands::status(&socket, json),
         Command::Open { grant, socket, json } => commands::open(&grant, &socket, json),
         Command::Keys { runtime, user } => Ok(commands::keys(&runtime, &user)),

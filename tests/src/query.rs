@@ -83,6 +83,11 @@ impl Query {
         self.events_of(EventsRequest { host: host.into(), ..Default::default() })
     }
 
+    /// What was recorded of a host behind a frame, in recorded order.
+    pub fn host_events_after(&mut self, host: &str, frame: u64) -> Result<Vec<RecordedEvent>> {
+        self.events_of(EventsRequest { host: host.into(), after_frame: frame, ..Default::default() })
+    }
+
     fn events_of(&mut self, request: EventsRequest) -> Result<Vec<RecordedEvent>> {
         self.runtime.block_on(async { collect(self.client.events(request).await?.into_inner()).await })
     }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use breakglass_api::v1::Status;
 
 use crate::{
-    account::{Account, allow_sudo},
+    account::{Account, allow_sudo, allow_sudo_freely},
     binaries::Binaries,
     control::Control,
     daemon::Daemon,
@@ -37,6 +37,8 @@ pub struct Options {
     pub sudo_password: Option<String>,
     /// Whether `sudo` puts commands into a terminal of their own.
     pub sudo_own_terminal: bool,
+    /// Whether the emergency account may use `sudo` without any password.
+    pub sudo_freely: bool,
     /// Longest session that policy allows.
     pub max_ttl: String,
     /// Whether the agent walks the file systems for what a session leaves behind, which takes it seconds of processor time.
@@ -45,6 +47,8 @@ pub struct Options {
     pub relay: bool,
     /// Whether the agent knows a collector at all.
     pub ship: bool,
+    /// What the agent is started through, such as a scope of systemd's; none: directly.
+    pub agent_under: &'static [&'static str],
     /// Size of a memory disk for the agent's state, as mount(8) takes it, such as "6m"; none: it lies where the rest does.
     pub state_disk: Option<&'static str>,
     /// Size of the ring for output, as the agent takes it; none: its default.
@@ -60,10 +64,12 @@ impl Default for Options {
             gate: false,
             sudo_password: None,
             sudo_own_terminal: false,
+            sudo_freely: false,
             max_ttl: "1h".into(),
             walk: false,
             relay: false,
             ship: true,
+            agent_under: &[],
             state_disk: None,
             bulk_ring: None,
             maximum_tier: None,
@@ -108,6 +114,8 @@ impl Stack {
         let account = Account::create(&run, "")?;
         if let Some(password) = &options.sudo_password {
             allow_sudo(&run, &account, password, options.sudo_own_terminal)?;
+        } else if options.sudo_freely {
+            allow_sudo_freely(&run, &account)?;
         }
         let runtime = run.make("run", 0o755)?;
         let helper = format!("{}/breakglass-agent keys --runtime {} %u", bin.display(), runtime.display());
@@ -132,7 +140,7 @@ impl Stack {
         run.note(Entry::Path(pins(&run)))?;
         let reached = relay.as_ref().map_or(collector_address, Proxy::address);
         fs::write(run.folder().join("agent.toml"), agent_config(&run, &account, &sshd, &options, reached))?;
-        let agent = start_agent(&run, &binaries, &[])?;
+        let agent = start_agent(&run, &binaries, options.agent_under)?;
         let mut stack = Self { binaries, account, sshd, collector, collector_address, relay, agent, options, run };
         stack.wait_until_ready()?;
         stack.write_cli_config()?;
@@ -193,7 +201,7 @@ impl Stack {
 
     /// Starts the agent again and waits until it is ready.
     pub fn start_agent(&mut self) -> Result<()> {
-        self.start_agent_under(&[])?;
+        self.start_agent_under(self.options.agent_under)?;
         self.wait_until_ready()?;
         // A free port was taken anew.
         self.write_cli_config()
@@ -231,7 +239,8 @@ impl Stack {
     pub fn wait_until_ready(&mut self) -> Result<()> {
         let socket = self.socket();
         let agent = &mut self.agent;
-        let ready = poll::until("the agent to be ready", poll::SOON, || {
+        // Verifying the kernel programs takes seconds under emulation.
+        let ready = poll::until("the agent to be ready", poll::EVENTUALLY, || {
             if let Err(ended) = agent.check() {
                 return Ok(Some(Err(ended)));
             }

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod build;
+mod bypasses;
 mod ebpf;
 mod lab;
 mod package;
@@ -26,6 +27,8 @@ struct Cli {
 enum Task {
     /// Check format and lints, and run every test: unit, property, end to end on this kernel
     Test(test::TestArgs),
+    /// All of `test`, then all of `lab`: what must hold before a change is taken
+    Ci,
     /// Break the glass on this machine, work in it, close it, and show what security sees
     Demo(run::DemoArgs),
     /// Measure against the budgets: overhead, latency, throughput, size, memory
@@ -34,6 +37,8 @@ enum Task {
     Ebpf(ebpf::EbpfArgs),
     /// Make Debian packages of agent, collector and command
     Package(package::PackageArgs),
+    /// Write docs/BYPASSES.md from the verdicts of the last runs of the tests that perform bypasses
+    Bypasses(bypasses::BypassesArgs),
     /// Run tests in virtual machines with stock Debian kernels
     Lab(lab::LabArgs),
     /// Hunt for faults for minutes or hours: fuzzing, and what else is too long for every change
@@ -43,10 +48,12 @@ enum Task {
 fn main() -> Result<()> {
     match Cli::parse().task {
         Task::Test(args) => test::run(&args),
+        Task::Ci => test::ci(),
         Task::Demo(args) => run::demo(&args),
         Task::Bench(args) => run::bench(&args),
         Task::Ebpf(args) => ebpf::run(args),
         Task::Package(args) => package::run(&args),
+        Task::Bypasses(args) => bypasses::run(&args),
         Task::Lab(args) => lab::run(args),
         Task::Soak(args) => soak::run(&args),
     }

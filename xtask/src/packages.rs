@@ -10,7 +10,7 @@ struct Needed {
     package: &'static str,
 }
 
-/// The account tools, a server and a client to log in with, sudo, an editor and an interpreter to use inside.
+/// The account tools, a server and a client to log in with, sudo, an editor, interpreters and a compiler to use inside.
 const NEEDED: &[Needed] = &[
     Needed { program: "sshd", package: "openssh-server" },
     Needed { program: "ssh", package: "openssh-client" },
@@ -21,6 +21,9 @@ const NEEDED: &[Needed] = &[
     Needed { program: "setsid", package: "util-linux" },
     Needed { program: "setpriv", package: "util-linux" },
     Needed { program: "unshare", package: "util-linux" },
+    Needed { program: "gcc", package: "gcc" },
+    Needed { program: "python3", package: "python3" },
+    Needed { program: "tmux", package: "tmux" },
     Needed { program: "vi", package: "vim-tiny" },
     Needed { program: "perl", package: "perl" },
 ];

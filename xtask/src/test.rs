@@ -7,10 +7,10 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 
-use crate::{build::cargo, ebpf, packages};
+use crate::{build::cargo, ebpf, lab, packages};
 
 /// Arguments of `test`.
 #[derive(Args)]
@@ -21,10 +21,22 @@ pub struct TestArgs {
 
 /// How checks and tests ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Count {
-    passed: u64,
-    failed: u64,
-    skipped: u64,
+pub struct Count {
+    /// As they should.
+    pub passed: u64,
+    /// Otherwise.
+    pub failed: u64,
+    /// Not tried, for a reason that was printed.
+    pub skipped: u64,
+}
+
+impl Count {
+    /// Prints the closing line; fails if anything did.
+    pub fn close(self) -> Result<()> {
+        println!("\n{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped);
+        ensure!(self.failed == 0, "not everything passed");
+        Ok(())
+    }
 }
 
 impl AddAssign for Count {
@@ -37,6 +49,25 @@ impl AddAssign for Count {
 
 /// Runs the checks, then all tests; fails if anything did.
 pub fn run(args: &TestArgs) -> Result<()> {
+    count(args)?.close()
+}
+
+/// Everything that must hold before a change is taken: the checks, all tests, and the lab on every kernel.
+pub fn ci() -> Result<()> {
+    let mut total = count(&TestArgs { filter: None })?;
+    println!("==> lab: virtual machines with stock kernels");
+    match lab::usual() {
+        Ok(count) => total += count,
+        Err(error) => {
+            println!("the lab could not be run: {error:#}");
+            total.failed += 1;
+        }
+    }
+    total.close()
+}
+
+/// Runs the checks, then all tests.
+fn count(args: &TestArgs) -> Result<Count> {
     packages::ensure_installed()?;
     let mut total = Count::default();
     if args.filter.is_none() {
@@ -50,11 +81,7 @@ pub fn run(args: &TestArgs) -> Result<()> {
         total += step("build", cargo().args(["build", "--workspace", "--all-targets"]))?;
     }
     total += tests(args.filter.as_deref())?;
-    println!("\n{} passed, {} failed, {} skipped", total.passed, total.failed, total.skipped);
-    if total.failed > 0 {
-        bail!("not everything passed");
-    }
-    Ok(())
+    Ok(total)
 }
 
 /// Runs one command and counts it as one check.

@@ -3,6 +3,7 @@
 //!
 //! `sshd -t` calls a configuration good that ignores our drop-in, so what sshd makes of it is asked for the very account.
 
+pub mod bypasses;
 mod pam;
 mod sshd;
 

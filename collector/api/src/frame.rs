@@ -506,7 +506,10 @@ mod tests {
         let mut sealer = Sealer::new(1).unwrap();
         for seq in 1..20u64 {
             let batch = batch(vec![vec![b'x'; 5000 * (20 - seq as usize)], seq.to_le_bytes().to_vec()]);
-            assert_eq!(sealer.seal(header(seq), &batch).unwrap().bytes, seal(header(seq), &batch, 1).unwrap().bytes);
+            assert_eq!(
+                sealer.seal(header(seq), &batch).unwrap().bytes,
+                Sealer::new(1).unwrap().seal(header(seq), &batch).unwrap().bytes
+            );
         }
     }
 

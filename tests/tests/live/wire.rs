@@ -88,7 +88,9 @@ fn join() -> Result<()> {
         stack.start_collector()?;
 
         let mut make = Command::new(&stack.binaries.collector);
-        make.args(["enroll", "token", stack.host(), "--dir"]).arg(stack.path("collector"));
+        // The same host under the same id: its spool's stream is that host's for ever.
+        let id = fs::read_to_string(stack.path("host/host-id"))?;
+        make.args(["enroll", "token", stack.host(), "--id", id.trim(), "--dir"]).arg(stack.path("collector"));
         let said = machine::run(&mut make)?;
         let token = said.split_whitespace().find(|word| word.starts_with("bge1.")).context("no token")?.to_owned();
         fs::rename(stack.path("host"), stack.path("by-hand"))?;

@@ -30,6 +30,7 @@ use self::{
     qemu::{Accelerator, Ending, Machine, Tier},
     recipe::{KERNELS, Kernel},
 };
+use crate::test::Count;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -53,10 +54,10 @@ pub struct LabArgs {
     #[arg(long = "suite", value_name = "NAME")]
     suites: Vec<String>,
     /// Minutes after which a guest is switched off and its run has failed.
-    #[arg(long, value_name = "MINUTES", default_value_t = 12)]
+    #[arg(long, value_name = "MINUTES", default_value_t = TIMEOUT_MINUTES)]
     timeout: u64,
     /// Seconds that one test may take.
-    #[arg(long, value_name = "SECONDS", default_value_t = 240)]
+    #[arg(long, value_name = "SECONDS", default_value_t = TEST_TIMEOUT_SECONDS)]
     test_timeout: u64,
     /// Tests to run: those with one of these in "suite::name".
     #[arg(value_name = "TEST-FILTER")]
@@ -96,6 +97,12 @@ const ALL: &str = "all";
 
 /// What runs without `--suite`, as far as it exists, in this order: a guest that is not as it should be is seen first.
 const USUAL_SUITES: &[&str] = &["lab", "kernel_live"];
+
+/// Emulated on two busy processors a guest takes about nine minutes.
+const TIMEOUT_MINUTES: u64 = 15;
+
+/// Enough for the slowest test, twice.
+const TEST_TIMEOUT_SECONDS: u64 = 240;
 
 /// Folders of older runs are removed.
 const RUNS_KEPT: usize = 20;
@@ -157,20 +164,40 @@ fn shell_script() -> String {
     format!("#!/bin/sh\n{size}TERM=xterm exec setsid --ctty --wait login -p -f root </dev/ttyS0 >/dev/ttyS0 2>&1\n")
 }
 
+/// Runs what `cargo xtask lab` does without arguments and counts how it ended; a guest without a verdict is one failure.
+pub fn usual() -> Result<Count> {
+    let boot = BootArgs { kernel: ALL.into(), tier: Tier::Full, accel: Accelerator::Auto };
+    let (timeout, test_timeout) = (TIMEOUT_MINUTES, TEST_TIMEOUT_SECONDS);
+    let args = LabArgs { command: None, boot, suites: Vec::new(), timeout, test_timeout, filters: Vec::new() };
+    Ok(run_kernels(&args)?.0)
+}
+
 fn run_tests(args: &LabArgs) -> Result<()> {
+    let (_, failures) = run_kernels(args)?;
+    ensure!(failures.is_empty(), "the lab failed on {}", failures.join(", "));
+    Ok(())
+}
+
+fn run_kernels(args: &LabArgs) -> Result<(Count, Vec<&'static str>)> {
     host::install_missing(host::RUN_TOOLS)?;
     let image = Image::prepare(&lab_folder()?, false)?;
     let built = payload::build()?;
     let suites = suites(&args.suites, &built)?;
-    let mut failures = Vec::new();
+    let (mut count, mut failures) = (Count::default(), Vec::new());
     for kernel in kernels(&args.boot.kernel) {
-        if let Err(error) = run_kernel(args, &image, &built, &suites, kernel) {
+        let mut progress = Progress::default();
+        let result = run_kernel(args, &image, &built, &suites, kernel, &mut progress);
+        let verdict = progress.verdict.unwrap_or_default();
+        count +=
+            Count { passed: verdict.passed.into(), failed: verdict.failed.into(), skipped: verdict.skipped.into() };
+        if let Err(error) = result {
             host::say(&format!("{}: FAILED: {error:#}", kernel.name));
             failures.push(kernel.name);
+            // Whatever went wrong, it counts.
+            count.failed += u64::from(verdict.failed == 0);
         }
     }
-    ensure!(failures.is_empty(), "the lab failed on {}", failures.join(", "));
-    Ok(())
+    Ok((count, failures))
 }
 
 fn suites(wanted: &[String], built: &Built) -> Result<Vec<String>> {
@@ -184,7 +211,14 @@ fn suites(wanted: &[String], built: &Built) -> Result<Vec<String>> {
     Ok(USUAL_SUITES.iter().filter(|name| known.contains(name)).map(|name| name.to_string()).collect())
 }
 
-fn run_kernel(args: &LabArgs, image: &Image, built: &Built, suites: &[String], kernel: Kernel) -> Result<()> {
+fn run_kernel(
+    args: &LabArgs,
+    image: &Image,
+    built: &Built,
+    suites: &[String],
+    kernel: Kernel,
+    progress: &mut Progress,
+) -> Result<()> {
     let start = Instant::now();
     let folder = RunFolder::make(kernel)?;
     let disk = folder.disk(image, built, &test_script(args, suites, kernel))?;
@@ -195,7 +229,6 @@ fn run_kernel(args: &LabArgs, image: &Image, built: &Built, suites: &[String], k
         machine.accelerator,
         folder.console().display()
     ));
-    let mut progress = Progress::default();
     let ending = machine.run(&folder.console(), Duration::from_secs(args.timeout * 60), |line| {
         if progress.line(line) {
             println!("{:>4} | {}", kernel.name, host::printable(line));
@@ -211,7 +244,7 @@ fn run_kernel(args: &LabArgs, image: &Image, built: &Built, suites: &[String], k
     match complaint {
         None => Ok(()),
         Some(complaint) => {
-            explain(&folder, &progress)?;
+            explain(&folder, progress)?;
             bail!("{complaint}; evidence in {}", folder.path.display())
         }
     }

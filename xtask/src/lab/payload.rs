@@ -30,6 +30,9 @@ use crate::package::{self, Pack};
 /// Packages whose programs and integration tests go into the guest.
 const PACKAGES: &[&str] = &["breakglass-agent", "breakglass-collector", "breakglass-cli", "breakglass-tests"];
 
+/// This one, which runs the tests there. As cargo built it just now: the file that this process was started from may be gone.
+const OWN_PACKAGE: &str = "/xtask#";
+
 /// Size of the lab disk: evidence is records of sessions and logs. Sparse on the host.
 const DISK_SIZE: &str = "2G";
 
@@ -47,8 +50,17 @@ pub struct Built {
 #[derive(Deserialize)]
 struct Message {
     reason: String,
+    #[serde(default)]
+    package_id: String,
+    profile: Option<Profile>,
     target: Option<Target>,
     executable: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct Profile {
+    /// Built with a test harness, or as one.
+    test: bool,
 }
 
 #[derive(Deserialize)]
@@ -61,10 +73,8 @@ struct Target {
 pub fn build() -> Result<Built> {
     host::say("building programs and tests");
     let mut cargo = host::command(&std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()));
-    cargo.args(["build", "--message-format=json-render-diagnostics", "--bins", "--test", "*"]);
-    for package in PACKAGES {
-        cargo.args(["--package", package]);
-    }
+    // As `cargo xtask test` builds them: another choice of packages unites other features, and compiles everything once more.
+    cargo.args(["build", "--message-format=json-render-diagnostics", "--workspace", "--all-targets"]);
     let output = cargo.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
     ensure!(output.status.success(), "`{}` failed ({})", host::line(&cargo), output.status);
     let built = parse_messages(&String::from_utf8_lossy(&output.stdout))?;
@@ -77,11 +87,14 @@ fn parse_messages(text: &str) -> Result<Built> {
     for line in text.lines() {
         let message: Message = serde_json::from_str(line).with_context(|| format!("cargo said: {line}"))?;
         let (Some(target), Some(executable)) = (message.target, message.executable) else { continue };
-        if message.reason != "compiler-artifact" {
+        let ours = message.package_id.contains(OWN_PACKAGE)
+            || PACKAGES.iter().any(|name| message.package_id.contains(&format!("#{name}@")));
+        if message.reason != "compiler-artifact" || !ours {
             continue;
         }
+        let harnessed = message.profile.is_some_and(|profile| profile.test);
         match target.kind.first().map(String::as_str) {
-            Some("bin") => built.programs.push(executable),
+            Some("bin") if !harnessed => built.programs.push(executable),
             Some("test") => built.suites.push((target.name, executable)),
             _ => {}
         }
@@ -102,10 +115,8 @@ pub fn make_disk(image: &Image, built: &Built, run: &str, work: &Path, disk: &Pa
     for folder in ["bin", "tests", "lib", "evidence"] {
         host::make_folder(&staged.join(folder))?;
     }
-    let own = std::env::current_exe().context("cannot tell where this program lies")?;
-    let programs = built.programs.iter().chain([&own]);
     let mut copies: Vec<PathBuf> = Vec::new();
-    for program in programs {
+    for program in &built.programs {
         copies.push(staged.join("bin").join(program.file_name().context("a program without a name")?));
         strip(program, copies.last().context("just pushed")?)?;
     }
@@ -216,11 +227,22 @@ mod tests {
 
     #[test]
     fn programs_and_suites_are_told_apart() {
-        let text = r#"{"reason":"compiler-artifact","target":{"name":"anyhow","kind":["lib"]},"executable":null}
-{"reason":"compiler-artifact","target":{"name":"breakglass","kind":["bin"]},"executable":"/t/breakglass"}
-{"reason":"compiler-artifact","target":{"name":"lab","kind":["test"]},"executable":"/t/deps/lab-1"}
-{"reason":"build-finished","success":true}"#;
-        let built = parse_messages(text).unwrap();
+        let line = |package: &str, kind: &str, name: &str, test: bool, file: &str| {
+            format!(
+                r#"{{"reason":"compiler-artifact","package_id":"path+file:///r/x#{package}@0.1.0","profile":{{"test":{test}}},"target":{{"name":"{name}","kind":["{kind}"]}},"executable":{file}}}"#
+            )
+        };
+        let text = [
+            line("anyhow", "lib", "anyhow", false, "null"),
+            line("breakglass-cli", "bin", "breakglass", false, r#""/t/breakglass""#),
+            line("breakglass-cli", "bin", "breakglass", true, r#""/t/deps/breakglass-1""#),
+            line("breakglass-agent", "lib", "breakglass_agent", true, r#""/t/deps/breakglass_agent-1""#),
+            line("breakglass-tests", "test", "lab", true, r#""/t/deps/lab-1""#),
+            line("somebody-else", "bin", "tool", false, r#""/t/tool""#),
+            r#"{"reason":"build-finished","success":true}"#.to_owned(),
+        ];
+        let text = text.join("\n");
+        let built = parse_messages(&text).unwrap();
         assert_eq!(built.programs, [PathBuf::from("/t/breakglass")]);
         assert_eq!(built.suites().collect::<Vec<_>>(), ["lab"]);
     }

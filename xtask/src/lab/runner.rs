@@ -1,7 +1,8 @@
 //! Inside the guest: runs every test in a process of its own, keeps what it printed, reports over the console.
 //!
 //! A process a test, because tests here attack the machine that they run on: one that crashes, hangs or leaves threads behind
-//! must cost no more than itself. They run one after another, for there is one kernel.
+//! must cost no more than itself. They run one after another, for there is one kernel. The suites in [`shared::SUITES`] are the
+//! exception.
 
 use std::{
     fs::{self, File},
@@ -23,6 +24,8 @@ use super::{
     host,
     protocol::{Outcome, Verdict},
 };
+
+mod shared;
 
 /// What the guest's `/lab/run` asks for.
 #[derive(Args, Debug)]
@@ -78,12 +81,24 @@ pub fn run(args: &RunnerArgs) -> Result<()> {
     }
     println!("LAB PLAN tests={}", tests.len());
     let mut verdict = Verdict::default();
-    for (number, test) in tests.iter().enumerate() {
-        let start = Instant::now();
-        let (outcome, output) = run_test(test, Duration::from_secs(args.test_timeout))?;
-        let seconds = start.elapsed().as_secs_f64();
-        report(number + 1, tests.len(), test, &outcome, seconds, &output);
-        verdict.count(&outcome);
+    let limit = Duration::from_secs(args.test_timeout);
+    let mut number = 0;
+    let mut over = |test: &Test, outcome: &Outcome, seconds: f64, output: &str| {
+        number += 1;
+        report(number, tests.len(), test, outcome, seconds, output);
+        verdict.count(outcome);
+    };
+    for suite in &args.suites {
+        let own: Vec<&Test> = tests.iter().filter(|test| test.suite == *suite).collect();
+        if shared::SUITES.contains(&suite.as_str()) {
+            shared::run(suite, &own, limit, &mut over)?;
+            continue;
+        }
+        for test in own {
+            let start = Instant::now();
+            let (outcome, output) = run_test(test, limit)?;
+            over(test, &outcome, start.elapsed().as_secs_f64(), &output);
+        }
     }
     // From here the kernel prints nothing to the console, so that the verdict is a line by itself.
     fs::write("/proc/sys/kernel/printk", "1").context("cannot quieten the kernel")?;

@@ -127,6 +127,7 @@ impl World {
             boot_id,
             deadline_boot_ns: access.deadline_boot_ns,
             by_code: access.by_code,
+            verify: false,
             keys: access.keys.clone(),
         };
         let now = Now { boot_id, boot_ns: self.now(), wall_s: self.wall_s };
