@@ -241,7 +241,9 @@ async fn make(call: &str, channel: Channel, host: &HostIdentity) -> Result<(), t
         "Query.Replay" => query.replay(ReplayRequest { session, ..Default::default() }).await.map(drop),
         "Query.Events" => query.events(EventsRequest { session, ..Default::default() }).await.map(drop),
         "Query.Search" => query.search(SearchRequest { text: "abc".into(), ..Default::default() }).await.map(drop),
-        "Query.ExportEvidence" => query.export_evidence(ExportEvidenceRequest { session, ..Default::default() }).await.map(drop),
+        "Query.ExportEvidence" => {
+            query.export_evidence(ExportEvidenceRequest { session, ..Default::default() }).await.map(drop)
+        }
         "Manage.Terminate" => manage.terminate(TerminateRequest { session, reason: "x".into() }).await.map(drop),
         "Manage.Refresh" => manage.refresh(RefreshRequest { host: "none".into(), reason: "x".into() }).await.map(drop),
         "Manage.Reach" => manage.reach(ReachRequest { host: "none".into() }).await.map(drop),

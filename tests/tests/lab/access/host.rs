@@ -10,8 +10,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use breakglass_api::v1::{Event, Opened, Refused, Status};
-use breakglass_tests::{control::Control, grant, poll, query::Query, sshd::make_key, undo::Run};
+use breakglass_api::v1::{Alert, Event, Opened, Refused, SessionClosed, Status, event::Body};
+use breakglass_tests::{control::Control, grant, machine, poll, query::Query, sshd::make_key, undo::Run};
 
 use crate::guest::shell;
 
@@ -185,6 +185,22 @@ impl Host {
         let events = self.query()?.host_events(id.trim())?;
         Ok(events.into_iter().filter_map(|recorded| recorded.event).collect())
     }
+
+    /// Waits until the collector has the end of a session.
+    pub fn closed(&self, session: &str) -> Result<SessionClosed> {
+        let mut query = self.query()?;
+        poll::until("the collector to have the session's end", SOON, || Ok(query.session(session)?.closed))
+    }
+
+    /// Waits for an alert that `fits`.
+    pub fn alert(&self, what: &str, fits: impl Fn(&Alert) -> bool) -> Result<Alert> {
+        poll::until(&format!("an alert: {what}"), SOON, || {
+            Ok(self.events()?.into_iter().find_map(|event| match event.body {
+                Some(Body::Alert(alert)) if fits(&alert) => Some(alert),
+                _ => None,
+            }))
+        })
+    }
 }
 
 impl Drop for Host {
@@ -250,4 +266,9 @@ pub fn set(changes: &[(&str, &str)]) -> Result<()> {
         text = text.lines().map(|line| format!("{}\n", if line == *from { *to } else { line })).collect();
     }
     fs::write(path, text).context(path)
+}
+
+/// Live processes with this word among their arguments.
+pub fn running(word: &str) -> usize {
+    machine::processes_with(&["sleep", word]).len()
 }

@@ -3,9 +3,14 @@
 //! takes long to start under emulation: the first makes it with dpkg, each leaves it running and locked, and the last, `uninstall`, takes it
 //! away.
 
+mod aftermath;
 mod cases;
 mod doors;
+mod end;
+mod fido;
 mod host;
 mod install;
+mod locks;
+mod rest;
 mod states;
 mod uninstall;
