@@ -41,6 +41,8 @@ pub struct Options {
     pub sudo_freely: bool,
     /// Longest session that policy allows.
     pub max_ttl: String,
+    /// Whether policy takes only security keys that have checked their holder.
+    pub user_verification: bool,
     /// Whether the agent walks the file systems for what a session leaves behind, which takes it seconds of processor time.
     pub walk: bool,
     /// Whether the agent reaches the collector through a relay that can be cut.
@@ -66,6 +68,7 @@ impl Default for Options {
             sudo_own_terminal: false,
             sudo_freely: false,
             max_ttl: "1h".into(),
+            user_verification: false,
             walk: false,
             relay: false,
             ship: true,
@@ -341,7 +344,7 @@ fn agent_config(run: &Run, account: &Account, sshd: &Sshd, options: &Options, co
     format!(
         "[host]\nname = \"{}\"\nenrolment = \"{folder}/host\"\nstate = \"{folder}/state\"\nruntime = \"{folder}/run\"\n\n\
          [account]\nname = \"{}\"\nssh_port = {}\nssh_host_keys = \"{}\"\n\n\
-         [grant]\nallowed_signers = \"{folder}/allowed_signers\"\nmax_ttl = \"{max}\"\ndefault_ttl = \"{max}\"\n\n\
+         [grant]\nallowed_signers = \"{folder}/allowed_signers\"\nmax_ttl = \"{max}\"\ndefault_ttl = \"{max}\"\nuser_verification = {verified}\n\n\
          [control]\nsocket = \"{folder}/run/control.sock\"\nlisten = \"127.0.0.1:0\"\n{ship}\n\
          [notice]\nsyslog = false\n\n[aftermath]\nwalk = {walk}\n\n[kernel]\npins = \"{}\"\n{kernel}",
         run.name(),
@@ -350,6 +353,7 @@ fn agent_config(run: &Run, account: &Account, sshd: &Sshd, options: &Options, co
         sshd.host_keys.display(),
         pins(run).display(),
         max = options.max_ttl,
+        verified = options.user_verification,
         walk = options.walk,
         kernel = kernel_settings(options),
     )

@@ -34,6 +34,17 @@ impl Guest {
         kernel.map(|kernel| Self { kernel, bpf_lsm })
     }
 
+    /// As [`Guest::here`], on one kernel only: for what rests on the guest's own programs, which are the same on every kernel, and takes
+    /// minutes under emulation.
+    pub fn on(kernel: &str) -> Option<Self> {
+        let guest = Self::here()?;
+        if guest.kernel != kernel {
+            println!("skipped: what it tests is the same on every kernel; it runs on {kernel}");
+            return None;
+        }
+        Some(guest)
+    }
+
     /// A folder for scratch files that goes away with the guest.
     pub fn scratch(&self, name: &str) -> Result<PathBuf> {
         let folder = std::env::temp_dir().join(format!("lab-{name}"));

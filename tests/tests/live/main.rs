@@ -9,6 +9,7 @@ mod crash;
 mod environment;
 mod evidence;
 mod faults;
+mod fido;
 mod flood;
 mod gate;
 mod grants;
@@ -72,6 +73,7 @@ fn main() -> ExitCode {
         environment::TESTS,
         evidence::TESTS,
         faults::TESTS,
+        fido::TESTS,
         flood::TESTS,
         gate::TESTS,
         grants::TESTS,

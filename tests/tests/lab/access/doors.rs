@@ -24,7 +24,7 @@ const CRON_PROOF: &str = "/var/tmp/cron-was-here";
 
 #[test]
 fn nobody_gets_in_before_or_after_a_session_and_the_operator_does_during() -> Result<()> {
-    let Some(_guest) = Guest::here() else { return Ok(()) };
+    let Some(_guest) = Guest::on("6.1") else { return Ok(()) };
     let host = Host::up()?;
     make_key(&host.path("stranger"), "stranger")?;
     let mut cases = Cases::default();
@@ -175,7 +175,7 @@ fn log_in(terminal: &mut Terminal, password: &str) -> Result<bool> {
 /// The two serial ports of the guest that are wired to each other.
 fn wired_ports() -> Result<(String, String)> {
     let ports = shell(
-        "for port in /sys/class/tty/ttyS*; do case $(readlink -f $port/device/subsystem) in */pci) basename $port;; esac; done",
+        "for port in /sys/class/tty/ttyS*; do case $(readlink -f $port) in /sys/devices/pci*) basename $port;; esac; done",
     )?;
     let mut ports = ports.lines().map(str::to_owned);
     ports.next().zip(ports.next()).context("the guest has no two serial ports that are wired to each other")

@@ -30,7 +30,7 @@ pub fn install() -> Result<()> {
 
 #[test]
 fn installs_with_dpkg_and_doctor_finds_what_is_amiss() -> Result<()> {
-    let Some(_guest) = Guest::here() else { return Ok(()) };
+    let Some(_guest) = Guest::on("6.12") else { return Ok(()) };
     let _host = Host::up()?;
     let mut cases = Cases::default();
     cases.case("the account is there and locked, and the services are enabled", || {

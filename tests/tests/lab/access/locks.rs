@@ -24,7 +24,7 @@ const SHORT: Duration = Duration::from_secs(25);
 const BACKSTOP: Duration = Duration::from_secs(40);
 
 #[test]
-fn opens_whatever_is_wrong_and_locks_whatever_happens() -> Result<()> {
+fn opens_whatever_is_wrong() -> Result<()> {
     let Some(_guest) = Guest::here() else { return Ok(()) };
     let host = Host::up()?;
     let mut cases = Cases::default();
@@ -42,6 +42,14 @@ fn opens_whatever_is_wrong_and_locks_whatever_happens() -> Result<()> {
             || clock(&host, year),
         );
     }
+    cases.verdict()
+}
+
+#[test]
+fn locks_whatever_happens() -> Result<()> {
+    let Some(_guest) = Guest::here() else { return Ok(()) };
+    let host = Host::up()?;
+    let mut cases = Cases::default();
     cases.case("a crash of the agent locks, and what runs goes on being recorded", || crash(&host, "SEGV"));
     cases.case("kill -9 locks, and what runs goes on being recorded", || crash(&host, "KILL"));
     cases.case("an agent that hangs is overtaken by the timer", || hang(&host));
@@ -66,14 +74,14 @@ const WRONG: &[(&str, &str, &str)] = &[
     ),
     (
         "name service and collector black holes",
-        "cp -a /etc/resolv.conf /etc/resolv.conf.lab; echo nameserver 192.0.2.53 > /etc/resolv.conf; \
+        "touch /etc/resolv.conf; cp -a /etc/resolv.conf /etc/resolv.conf.lab; echo nameserver 192.0.2.53 > /etc/resolv.conf; \
          ip link add hole type dummy; ip address add 192.0.2.1/24 dev hole; ip link set hole up; \
          systemctl kill --signal=STOP breakglass-collector",
         "systemctl kill --signal=CONT breakglass-collector; ip link del hole; mv /etc/resolv.conf.lab /etc/resolv.conf",
     ),
     (
         "PID 1 under load",
-        "systemd-run --quiet --unit=load sh -c 'for i in 1 2 3; do while :; do systemctl daemon-reload; done & done; wait'",
+        "systemd-run --quiet --unit=load sh -c 'while :; do systemctl daemon-reload; done'",
         "systemctl stop load",
     ),
 ];
