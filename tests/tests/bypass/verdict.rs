@@ -10,6 +10,9 @@ use crate::case::Outcome;
 /// Where a test of the lab leaves what goes back to the host.
 const EVIDENCE: &str = "BREAKGLASS_EVIDENCE";
 
+/// Some thousand verdicts, bytes.
+const LONG: u64 = 1 << 20;
+
 /// One line of the file.
 #[derive(Serialize)]
 pub struct Verdict<'a> {
@@ -53,10 +56,10 @@ pub fn tell(test: &str, error: &str) -> Result<()> {
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Begins a new file.
+/// Begins a new file where the old one is long: of several verdicts on an attack the last one counts.
 pub fn begin() -> Result<()> {
-    match fs::remove_file(file()) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context("cannot remove old verdicts"),
+    match fs::metadata(file()) {
+        Ok(meta) if meta.len() > LONG => fs::remove_file(file()).context("cannot remove old verdicts"),
         _ => Ok(()),
     }
 }
