@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
 use sqlx::{ConnectOptions, Connection, Executor};
 
 /// Connections for reading. More than the queries that a small machine can work on at once.
@@ -68,7 +70,7 @@ pub async fn open_pools(
         .row_buffer_size(ROWS_AHEAD)
         .disable_statement_logging();
     let at = |source| OpenError::Open { path: path.to_owned(), source };
-    let writer = pool(1).connect_with(options.clone().create_if_missing(true)).await.map_err(at)?;
+    let writer = writer_pool().connect_with(options.clone().create_if_missing(true)).await.map_err(at)?;
     migrate(&writer, path, migrations).await?;
     let readers = pool(READERS).connect_with(options.read_only(true)).await.map_err(at)?;
     Ok((writer, readers))
@@ -90,6 +92,18 @@ fn pool(connections: u32) -> SqlitePoolOptions {
         .idle_timeout(None)
         .max_lifetime(None)
         .test_before_acquire(false)
+}
+
+/// One connection, thrown away where a failed transaction has left it in the middle of one. After a full disk SQLite has undone a
+/// transaction that the library (sqlx 0.8) takes to be open; the next failure then leaves a savepoint open for good, and whatever follows
+/// "commits" inside it: it looks done, would be acknowledged, and is never on the disk.
+fn writer_pool() -> SqlitePoolOptions {
+    pool(1).before_acquire(|connection, _| Box::pin(async move { Ok(is_at_rest(connection).await) }))
+}
+
+/// Whether a transaction can be begun, which is so only where none is open.
+async fn is_at_rest(connection: &mut SqliteConnection) -> bool {
+    connection.execute("BEGIN").await.is_ok() && connection.execute("ROLLBACK").await.is_ok()
 }
 
 async fn migrate(writer: &SqlitePool, path: &Path, migrations: &[&str]) -> Result<(), OpenError> {

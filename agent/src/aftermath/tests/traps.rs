@@ -78,6 +78,21 @@ fn links_stay_inside_the_root_and_lead_into_no_loop() {
 }
 
 #[test]
+fn a_large_key_helper_is_compared_like_a_program_and_is_no_gap() {
+    let host = FakeHost::new();
+    host.write("/etc/ssh/sshd_config", "AuthorizedKeysCommand /usr/sbin/helper keys\n");
+    host.write("/usr/sbin/helper", "x");
+    let helper = fs::File::options().write(true).open(host.path("/usr/sbin/helper")).unwrap();
+    helper.set_len(2 << 20).unwrap();
+    fs::set_permissions(host.path("/usr/sbin/helper"), fs::Permissions::from_mode(0o755)).unwrap();
+    let before = host.take();
+    assert_eq!(cuts(&before), Vec::<String>::new());
+    std::os::unix::fs::FileExt::write_at(&helper, b"evil", 1 << 20).unwrap();
+    let event = left_behind(&before, &host.take());
+    assert!(event.changes.iter().any(|change| change.key == b"/usr/sbin/helper"), "{:?}", event.changes);
+}
+
+#[test]
 fn a_huge_file_is_read_in_part_and_its_end_is_still_compared() {
     let host = FakeHost::new();
     let huge = fs::File::create(host.path("/root/.bashrc")).unwrap();
