@@ -247,8 +247,8 @@ fn listed(left: &LeftBehind, door: &Door, made: bool) -> Result<()> {
         let of = left.changes.iter().filter(|change| change.category() == door.category);
         format!("not listed; of its category: {:?}", of.collect::<Vec<_>>())
     })?;
-    let door_like =
-        change.severity() == Severity::OpensDoor || matches!(door.category, Category::Mount | Category::Firewall);
+    let notable = matches!(door.category, Category::Mount | Category::Firewall | Category::Bpf);
+    let door_like = change.severity() == Severity::OpensDoor || notable;
     ensure!(door_like, "listed as no door: {change:?}");
     Ok(())
 }
