@@ -25,7 +25,7 @@ const BACKSTOP: Duration = Duration::from_secs(40);
 
 #[test]
 fn opens_whatever_is_wrong() -> Result<()> {
-    let Some(_guest) = Guest::here() else { return Ok(()) };
+    let Some(_guest) = Guest::on("6.12") else { return Ok(()) };
     let host = Host::up()?;
     let mut cases = Cases::default();
     for (what, spoil, mend) in WRONG {
