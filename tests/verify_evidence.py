@@ -25,6 +25,7 @@ import uuid
 from evidence_proofs import (
     Broken, LogCheckpoint, NoteKey, Review, continues, hashes_of, is_included, read_reviewers, signature_fits,
 )
+
 # Where dictionary N lies as N.zdict, and the SHA-256 of each ("Frame" in docs/EVIDENCE.md).
 DICTIONARIES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../collector/api/src/dictionaries")
 DICTIONARY_HASHES = {1: "be14693372fdcb280c9542827c61b8e2d7ad9688d8c6e8c14ae3c474fb8ff3c5"}
@@ -55,13 +56,19 @@ except ImportError:
     except ImportError:
         try:
             libzstd = ctypes.CDLL("libzstd.so.1")
-            libzstd.ZSTD_decompress.restype = ctypes.c_size_t
-            libzstd.ZSTD_decompress.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_size_t]
+            libzstd.ZSTD_createDCtx.restype = ctypes.c_void_p
+            libzstd.ZSTD_decompress_usingDict.restype = ctypes.c_size_t
+            libzstd.ZSTD_decompress_usingDict.argtypes = [
+                ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_size_t,
+                ctypes.c_char_p, ctypes.c_size_t,
+            ]
+            CONTEXT = libzstd.ZSTD_createDCtx()
 
-            def decompress(payload, size):
-                # An error is a number that no content can have.
+            def decompress(payload, size, number):
+                known = dictionary(number) if number else b""
                 raw = ctypes.create_string_buffer(max(size, 1))
-                length = libzstd.ZSTD_decompress(raw, size, payload, len(payload))
+                length = libzstd.ZSTD_decompress_usingDict(CONTEXT, raw, size, payload, len(payload), known, len(known))
+                # An error is a number that no content can have.
                 if length > size:
                     raise ValueError("not what the header says")
                 return raw.raw[:length]

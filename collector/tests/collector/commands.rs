@@ -23,7 +23,7 @@ fn init_explains_and_never_overwrites() {
     let home = dir.path().join("c");
     let home = home.to_str().unwrap();
     let said = run_ok(&["init", "--dir", home, "--san", "c.example.org", "--san", "10.0.0.1"]);
-    assert!(said.contains("enroll host") && said.contains("enroll person"), "{said}");
+    assert!(said.contains("enroll token") && said.contains("enroll person"), "{said}");
     let key = |name: &str| std::fs::metadata(dir.path().join("c").join(name)).unwrap().permissions().mode() & 0o777;
     assert_eq!((key("ca.key"), key("collector.key")), (0o600, 0o600));
     let before = std::fs::read(dir.path().join("c/ca.key")).unwrap();

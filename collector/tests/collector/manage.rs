@@ -172,6 +172,7 @@ async fn every_call_is_for_the_roles_that_the_table_says() {
         ("Query.Events", "nnyyy"),
         ("Query.Search", "nnyyy"),
         ("Query.ExportEvidence", "nnnyy"),
+        ("Query.SubmitReview", "nnnyy"),
         ("Manage.Terminate", "nnnyy"),
         ("Manage.Refresh", "nnnyy"),
         ("Manage.Reach", "nnnyy"),
@@ -244,6 +245,7 @@ async fn make(call: &str, channel: Channel, host: &HostIdentity) -> Result<(), t
         "Query.ExportEvidence" => {
             query.export_evidence(ExportEvidenceRequest { session, ..Default::default() }).await.map(drop)
         }
+        "Query.SubmitReview" => query.submit_review(SubmitReviewRequest::default()).await.map(drop),
         "Manage.Terminate" => manage.terminate(TerminateRequest { session, reason: "x".into() }).await.map(drop),
         "Manage.Refresh" => manage.refresh(RefreshRequest { host: "none".into(), reason: "x".into() }).await.map(drop),
         "Manage.Reach" => manage.reach(ReachRequest { host: "none".into() }).await.map(drop),
