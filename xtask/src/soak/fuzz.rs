@@ -37,7 +37,7 @@ struct Target {
 pub fn run(wish: &Wish<'_>) -> Result<()> {
     let program = build()?;
     let targets: Vec<Target> = targets()?.into_iter().filter(|target| target.name.contains(wish.part)).collect();
-    ensure!(!targets.is_empty(), "no target has {:?} in its name; the targets are in fuzz/src/lib.rs", wish.part);
+    ensure!(!targets.is_empty(), "no target has {:?} in its name; the targets are in tests/fuzz/src/lib.rs", wish.part);
     let mut findings = Vec::new();
     for target in &targets {
         if let Err(error) = fuzz(&program, target, wish.time.unwrap_or(TIME)) {
@@ -93,7 +93,7 @@ fn targets() -> Result<Vec<Target>> {
 }
 
 fn committed(target: &Target) -> PathBuf {
-    root().join("fuzz/corpus").join(&target.name)
+    root().join("tests/fuzz/corpus").join(&target.name)
 }
 
 fn folder(path: PathBuf) -> Result<PathBuf> {
