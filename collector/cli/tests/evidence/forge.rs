@@ -84,11 +84,7 @@ impl Host {
         let sessions = if of_session { vec![SESSION.to_vec()] } else { Vec::new() };
         let batch = Batch { sessions, events, resume: Vec::new() };
         // Both codecs in turn.
-        let sealed = match header.seq % 2 {
-            0 => frame::seal(header, &batch, 1),
-            _ => Sealer::new(1).and_then(|mut sealer| sealer.seal(header, &batch)),
-        };
-        self.frames.push(sealed.unwrap().bytes);
+        self.frames.push(sealed(header, &batch, header.seq % 2 == 0));
         self.seq()
     }
 
@@ -277,8 +273,18 @@ impl Parts {
 pub fn resealed(bytes: &[u8], change: impl FnOnce(&mut Header, &mut Batch)) -> Vec<u8> {
     let parsed = Frame::parse(bytes).unwrap();
     let (mut header, mut batch) = (parsed.header, parsed.batch().unwrap());
+    // By the codec that it had, so that a frame in which nothing changes stays as it is.
+    let plain = sealed(header, &batch, true) == bytes;
     change(&mut header, &mut batch);
-    frame::seal(header, &batch, 1).unwrap().bytes
+    sealed(header, &batch, plain)
+}
+
+fn sealed(header: Header, batch: &Batch, plain: bool) -> Vec<u8> {
+    let sealed = match plain {
+        true => frame::seal(header, batch, 1),
+        false => Sealer::new(1).and_then(|mut sealer| sealer.seal(header, batch)),
+    };
+    sealed.unwrap().bytes
 }
 
 /// Makes every frame from `seq` on name the one before it again.
