@@ -1,6 +1,11 @@
 //! What goes down the wire to a host: the end of a session, new rules, certificates.
 
-use std::{fs, os::unix::fs::MetadataExt, process::Command};
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    process::Command,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::{Context, Result, ensure};
 use breakglass_api::v1::{CloseCause, event::Body};
@@ -124,6 +129,9 @@ fn join() -> Result<()> {
         ensure!(String::from_utf8_lossy(&again.stderr).contains("--again"), "{again:?}");
 
         let first = fs::read(stack.path("host/host.crt"))?;
+        // Certificates know seconds only, and one that ends no later is not taken.
+        let joined_at = fs::metadata(stack.path("host/host.crt"))?.mtime();
+        poll::until_true("another second", poll::SOON, || Ok(wall_seconds()? > joined_at + 1))?;
         stack.start_agent()?;
         poll::until_true("the certificate to be renewed", poll::SOON, || {
             Ok(fs::read(stack.path("host/host.crt"))? != first)
@@ -133,6 +141,10 @@ fn join() -> Result<()> {
         let opened = stack.open("joined", "1m")?;
         stack.close_and_collect(&opened).map(drop)
     })
+}
+
+fn wall_seconds() -> Result<i64> {
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs().try_into()?)
 }
 
 /// The bounds of `cargo xtask bench --only outage`, on a shorter one.
