@@ -84,7 +84,7 @@ impl Host {
         let sessions = if of_session { vec![SESSION.to_vec()] } else { Vec::new() };
         let batch = Batch { sessions, events, resume: Vec::new() };
         // Both codecs in turn.
-        self.frames.push(sealed(header, &batch, header.seq % 2 == 0));
+        self.frames.push(sealed(header, &batch, header.seq.is_multiple_of(2)));
         self.seq()
     }
 
