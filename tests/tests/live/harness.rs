@@ -50,6 +50,8 @@ fn sudo_asks_a_real_password() -> Result<()> {
         terminal.expect(PROMPT_SHOWN)?;
         terminal.ask("sudo id -u", "password for")?;
         terminal.ask("a wrong one", "try again")?;
+        // Echo is off again when it asks again, not before.
+        terminal.expect("password for")?;
         terminal.ask(PASSWORD, "\n0\r\n")?;
         terminal.expect(PROMPT_SHOWN)?;
         terminal.send("exit\n")?;
