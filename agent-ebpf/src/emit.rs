@@ -95,10 +95,18 @@ fn crowded() -> bool {
     AUDIT.query(AVAILABLE_DATA) > size - size / 4
 }
 
+/// Whether so little of the audit ring is free that no program should start: the longest exec that is usual, and what others
+/// write at the same time, must still find room.
+#[inline(always)]
+pub fn past_high_water() -> bool {
+    let size = AUDIT.query(RING_SIZE);
+    AUDIT.query(AVAILABLE_DATA) > size - size / 8
+}
+
 /// Adds to a counter of this CPU and returns what it was. Atomic because a program at a function exit can be preempted by a
 /// tracepoint program; in assembly because the target's `AtomicU64` has no `fetch_add`.
 #[inline(always)]
-unsafe fn fetch_add(counter: *mut u64, add: u64) -> u64 {
+pub unsafe fn fetch_add(counter: *mut u64, add: u64) -> u64 {
     let mut value = add;
     unsafe {
         core::arch::asm!("{value} = atomic_fetch_add((u64 *)({counter} + 0), {value})",

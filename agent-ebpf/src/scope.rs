@@ -8,15 +8,20 @@ use aya_ebpf::{
 use breakglass_abi::{
     ProcessKey, Settings, Tag,
     settings::{
-        NO_UID, SETTING_DENY, SETTING_KILL_UNGRANTED, SLOT_CLOSING, Site, TAG_BY_DESCENT, TAG_BY_LOGINUID, TAG_BY_UID,
-        TAG_EXECUTED,
+        NO_UID, SETTING_DENY, SETTING_KILL_UNGRANTED, SETTING_NO_URING, SLOT_CLOSING, Site, TAG_BY_DESCENT,
+        TAG_BY_LOGINUID, TAG_BY_UID, TAG_EXECUTED,
     },
 };
 
 use crate::{
     fault,
-    task::{Identity, Task, load, offset},
+    task::{Identity, Task, constant, load, offset},
 };
+
+/// Set by the agent before loading: which load this is. Programs of another load that share these maps do nothing, so that a new
+/// object takes over between one event and the next.
+#[unsafe(no_mangle)]
+pub static LOAD: u32 = 0;
 
 /// Most processes that can be tagged at a time; twice the kernel's usual limit of processes. A full table is a fault, never an
 /// eviction.
@@ -39,6 +44,32 @@ pub struct Scope {
     pub slot: u32,
     /// Whether it could be tagged; if not, its children will be missed.
     pub tagged: bool,
+}
+
+/// Whether programs of this load at tracepoints are the ones that work. Those of an older load come first at a tracepoint: when
+/// the change falls between the two, an event is seen twice, never not at all.
+#[inline(always)]
+pub fn works() -> bool {
+    settings().is_some_and(|settings| settings.load == constant(&LOAD))
+}
+
+/// The same for programs at functions and hooks, of which a newer load comes first: for a moment both loads work.
+#[inline(always)]
+pub fn works_at_functions() -> bool {
+    let load = constant(&LOAD);
+    settings().is_some_and(|settings| settings.load == load || settings.load_before == load)
+}
+
+/// Number of the open session, 0 when the glass is whole.
+#[inline(always)]
+pub fn open_slot() -> u32 {
+    settings().map_or(0, |settings| settings.open_slot)
+}
+
+/// Whether a ring of `io_uring` is refused to tasks in scope.
+#[inline(always)]
+pub fn deny_uring() -> bool {
+    settings().is_some_and(|settings| settings.flags & SETTING_NO_URING != 0)
 }
 
 /// Whether the process is in scope: it is tagged, or it is the emergency account's (and is tagged by this).

@@ -168,6 +168,10 @@ pub struct Kernel {
     pub maximum_tier: Tier,
     /// What becomes of a program that the emergency account starts while no session is open. It is an alert in any case.
     pub ungranted: Ungranted,
+    /// What becomes of a program of a session that cannot be recorded for certain.
+    pub unrecorded: Unrecorded,
+    /// What becomes of a program of a session that wants a ring of `io_uring`.
+    pub io_uring: Unrecorded,
     /// Ring for what must never be lost, bytes; a power of two of at least a page.
     #[serde(deserialize_with = "size")]
     pub audit_ring: u64,
@@ -177,6 +181,16 @@ pub struct Kernel {
     /// Ring for terminal output, bytes.
     #[serde(deserialize_with = "size")]
     pub bulk_ring: u64,
+}
+
+/// What becomes of what the record would not show, or not whole.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Unrecorded {
+    /// It does not run.
+    Deny,
+    /// It runs, and the record says what it can.
+    Record,
 }
 
 /// What is compared before and after a session.
@@ -289,8 +303,10 @@ impl Default for Kernel {
         Self {
             pins: "/sys/fs/bpf/breakglass".into(),
             minimum_tier: Tier::Basic,
-            maximum_tier: Tier::Full,
+            maximum_tier: Tier::Trace,
             ungranted: Ungranted::Alert,
+            unrecorded: Unrecorded::Deny,
+            io_uring: Unrecorded::Record,
             audit_ring: 16 << 20,
             witness_ring: 4 << 20,
             bulk_ring: 16 << 20,

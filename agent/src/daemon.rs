@@ -3,7 +3,7 @@
 use std::{
     fs,
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -24,7 +24,7 @@ use crate::{
     enrol,
     evidence::{FileKeys, KeyError, KeyStore as _, Notary},
     identity,
-    kernel::{self, Kernel, KernelInfo, Reader},
+    kernel::{self, Belongings, Health, Kernel, KernelInfo, Reader},
     notice::{Notices, Origin},
     recorder::{self, Recorder, source::EventSource},
     session::{
@@ -37,6 +37,7 @@ use crate::{
         orders,
         rotate::Rotation,
         service::{Facts, Service},
+        systemd,
         ungranted::Ungranted,
         witness::Witnessing,
     },
@@ -59,6 +60,15 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(15);
 
 /// How long a stop waits for notices to go out.
 const NOTICE_LIMIT: Duration = Duration::from_secs(2);
+/// How often the spool is looked at for being full.
+const SPOOL_LOOK: Duration = Duration::from_millis(200);
+
+/// Folders of systemd's units, and the agent's units.
+const UNIT_FOLDERS: [&str; 4] =
+    ["/etc/systemd/system", "/usr/lib/systemd/system", "/usr/local/lib/systemd/system", "/lib/systemd/system"];
+const UNITS: [&str; 2] = ["breakglass-agent.service", "breakglass-lock.service"];
+/// What else the package brings that decides over logins.
+const OTHER_FILES: [&str; 2] = ["/etc/ssh/sshd_config.d/00-breakglass.conf", "/usr/share/pam-configs/breakglass"];
 
 /// Name of the lock that keeps a second agent from running over the same folders.
 const INSTANCE_LOCK: &str = "agent.lock";
@@ -106,9 +116,14 @@ async fn serve(path: &Path, config: Config, account: Account) -> anyhow::Result<
     tracing::info!(control = ?parts.control.address(), "ready");
     // Fails where systemd did not start us; nobody waits for it then.
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
-    let reason = tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
+    let reason = loop {
+        let reason = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        if may_stop(&parts, reason).await {
+            break reason;
+        }
     };
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
     stop(parts, reason).await
@@ -121,7 +136,8 @@ async fn start(path: &Path, config: Config, account: Account) -> anyhow::Result<
     let uid = account.uid();
     let account_name = account.name().to_owned();
 
-    let (kernel, source) = start_kernel(&config, uid);
+    let (kernel, source) = start_kernel(path, &config, uid);
+    let health = kernel.as_ref().ok().map(|kernel| Arc::clone(kernel.health()));
     let info = kernel.as_ref().map(|kernel| kernel.info().clone()).map_err(Clone::clone);
     let intents = IntentStore::new(&config.host.state, &config.host.runtime);
     let names: Vec<_> = intents.read().map(|intent| (intent.slot, intent.session)).into_iter().collect();
@@ -137,6 +153,9 @@ async fn start(path: &Path, config: Config, account: Account) -> anyhow::Result<
     let host = Arc::new(host.verifying(config.grant.user_verification).rotating(Rotation::new(&config)));
     let manager = Manager::new(host, recorder.clone(), intents);
     let notices = start_notices(&config, &recorder, &host_id, &host_name).await;
+    if let Some(health) = health {
+        tokio::spawn(attend(health, manager.clone(), recorder.clone(), reader.another(), config.spool.max_bytes));
+    }
     announce(&recorder, &info, &host_name, boot_id).await;
     tell_cuts(&recorder, &recovery).await;
     if let Some(message) = &volatile {
@@ -175,6 +194,49 @@ async fn start(path: &Path, config: Config, account: Account) -> anyhow::Result<
     keep_certificate(&config, stopping.clone());
     let control = control::serve(control::Options::from(&config), Arc::new(service), verifier, stopping).await?;
     Ok(Parts { manager, recorder, notary, shipper, notices, shutdown, control })
+}
+
+/// A stop while a session is open could be the operator's wish, passed on by systemd: the session is closed first, by those who may, and
+/// the agent stopped then. Unless the machine goes down. Where nothing keeps them from killing the agent, refusing helps nobody.
+async fn may_stop(parts: &Parts, reason: &str) -> bool {
+    let Some(open) = parts.manager.view().session else { return true };
+    let guarded = parts.manager.on_machine(Host::is_guarded).await;
+    if !guarded || tokio::task::spawn_blocking(systemd::is_stopping).await.unwrap_or(true) {
+        return true;
+    }
+    let message = format!("{reason} asked the agent to stop while a session is open; close the session first");
+    tracing::error!("{message}");
+    let alert = Alert { code: "stop-refused".into(), message, process: None };
+    if let Err(error) = parts.recorder.record(Some(open.session), Body::Alert(alert)).await {
+        tracing::error!(%error, "an alert could not be recorded");
+    }
+    false
+}
+
+/// Records what the kernel's guardian has to say, and tells it whether the spool takes what comes.
+async fn attend(
+    health: Arc<Health>,
+    manager: Manager<Host, Recorder>,
+    recorder: Recorder,
+    spool: SpoolReader,
+    max_bytes: u64,
+) {
+    let mut look = tokio::time::interval(SPOOL_LOOK);
+    loop {
+        tokio::select! {
+            notice = health.notice() => {
+                let session = manager.view().session.map(|open| open.session);
+                let alert = Alert { code: notice.code.into(), message: notice.message, process: None };
+                if let Err(error) = recorder.record(session, Body::Alert(alert)).await {
+                    tracing::error!(%error, "an alert could not be recorded");
+                }
+            }
+            _ = look.tick() => {
+                let (_, waiting) = spool.backlog();
+                health.set_spool_full(recorder.stats().last_error.is_some() || waiting > max_bytes / 16 * 15);
+            }
+        }
+    }
 }
 
 /// Ends the session, locks, and leaves nothing in the kernel. What is not acknowledged stays in the spool.
@@ -234,8 +296,9 @@ fn open_spool(folder: &Path, limits: Limits) -> anyhow::Result<(Spool, Recovery,
 }
 
 /// Loads the programs. Failing that, the host goes on locked and refuses to open, so that operators learn why.
-fn start_kernel(config: &Config, uid: u32) -> (Result<Kernel, String>, Option<Box<dyn EventSource>>) {
-    match Kernel::start(&kernel::Options::new(&config.kernel, uid)) {
+fn start_kernel(path: &Path, config: &Config, uid: u32) -> (Result<Kernel, String>, Option<Box<dyn EventSource>>) {
+    let options = kernel::Options { belongings: belongings(path, config), ..kernel::Options::new(&config.kernel, uid) };
+    match Kernel::start(&options) {
         Ok((kernel, reader)) => {
             let source = watched(&kernel, reader, uid);
             (Ok(kernel), Some(source))
@@ -272,6 +335,26 @@ async fn start_notices(config: &Config, recorder: &Recorder, host_id: &str, host
         }
     }
     notices
+}
+
+/// What of this host is guarded while a session is open.
+fn belongings(path: &Path, config: &Config) -> Belongings {
+    let host = &config.host;
+    let mut files = vec![path.to_owned(), config.grant.allowed_signers.clone()];
+    files.extend(std::env::current_exe());
+    files.extend(config.grant.revoked_keys.clone());
+    let units = UNIT_FOLDERS.map(PathBuf::from);
+    for folder in &units {
+        files.extend(UNITS.map(|unit| folder.join(unit)));
+    }
+    files.extend(OTHER_FILES.map(PathBuf::from));
+    Belongings {
+        trees: vec![host.state.clone()],
+        secrets: vec![identity::keys_folder(&host.state), host.enrolment.clone()],
+        shared: vec![host.runtime.clone()],
+        files,
+        units: units.into(),
+    }
 }
 
 /// Begins to sign the record. Where that is impossible the record goes on without signatures, and says so.

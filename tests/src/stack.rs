@@ -57,6 +57,8 @@ pub struct Options {
     pub bulk_ring: Option<&'static str>,
     /// No more of the kernel is used than this tier; none: all that there is.
     pub maximum_tier: Option<&'static str>,
+    /// What becomes of programs that cannot be recorded for certain: "deny" or "record".
+    pub unrecorded: &'static str,
 }
 
 impl Default for Options {
@@ -76,6 +78,7 @@ impl Default for Options {
             state_disk: None,
             bulk_ring: None,
             maximum_tier: None,
+            unrecorded: "deny",
         }
     }
 }
@@ -154,6 +157,8 @@ impl Stack {
     pub fn with<T>(options: Options, test: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         let mut stack = Self::start(options)?;
         let result = test(&mut stack).and_then(|value| stack.check_no_panic().map(|()| value));
+        // An agent that is guarded ends only when no session is open. Mostly none is, and the agent may be gone.
+        let _ = stack.control().and_then(|mut control| control.close());
         result.map_err(|error| anyhow!("{error:#}\n\n{}\n{}", stack.agent.tail(), stack.collector.tail()))
     }
 
@@ -361,6 +366,10 @@ fn agent_config(run: &Run, account: &Account, sshd: &Sshd, options: &Options, co
 
 fn kernel_settings(options: &Options) -> String {
     let setting = |key: &str, value: Option<&str>| value.map(|value| format!("{key} = \"{value}\"\n"));
-    let settings = [("bulk_ring", options.bulk_ring), ("maximum_tier", options.maximum_tier)];
+    let settings = [
+        ("bulk_ring", options.bulk_ring),
+        ("maximum_tier", options.maximum_tier),
+        ("unrecorded", Some(options.unrecorded)),
+    ];
     settings.into_iter().filter_map(|(key, value)| setting(key, value)).collect()
 }

@@ -16,8 +16,11 @@ pub mod record;
 pub mod settings;
 
 pub use offsets::Offsets;
-pub use record::{Action, Chunk, Exec, ExecFailed, Exit, Fork, Header, Kind, Ring, Withheld};
-pub use settings::{Counter, MappedKey, ProcessKey, Settings, StdioEnd, StdioKey, Tag, Terminal};
+pub use record::{Action, Chunk, Exec, ExecFailed, Exit, Fork, Header, Kind, Refusal, Ring, Withheld};
+pub use settings::{
+    Agent, Attempt, AttemptKey, Counter, GuardedKey, Knob, MappedKey, ProcessKey, Pulse, Rule, Settings, StdioEnd,
+    StdioKey, Tag, Terminal,
+};
 
 /// Version of everything in this crate; raised by any change of layout or meaning. Part of the name of the pin folder.
 pub const VERSION: u32 = 3;

@@ -233,4 +233,22 @@ offsets! {
     sb_magic,
     /// `kernel_siginfo.si_code`
     siginfo_code,
+    /// `mm_struct.exe_file`
+    mm_exe_file,
+    /// `dentry.d_inode`
+    dentry_inode,
+    /// `dentry.d_sb`
+    dentry_sb,
+    /// `mount.mnt_ns`
+    mount_ns,
+    /// `proc_inode.vfs_inode`
+    proc_inode,
+    /// `proc_inode.pid`
+    proc_pid,
+    /// `bpf_map.id`
+    bpf_map_id,
+    /// `bpf_prog.aux`
+    bpf_prog_aux,
+    /// `bpf_prog_aux.id`
+    bpf_aux_id,
 }

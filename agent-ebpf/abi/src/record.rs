@@ -131,11 +131,13 @@ pub enum Kind {
     /// [`Action`]: the screen of a virtual console was written to by its device; the name is the beginning of what was written. Values: minor
     /// number, bytes.
     ScreenPainted = 148,
+    /// [`Refusal`].
+    Refused = 160,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 51] = [
+    pub const ALL: [Self; 52] = [
         Self::Exec,
         Self::ExecPart,
         Self::ExecFailed,
@@ -187,6 +189,7 @@ impl Kind {
         Self::Accounting,
         Self::PortAccess,
         Self::ScreenPainted,
+        Self::Refused,
     ];
 
     /// The kind with this number.
@@ -479,6 +482,43 @@ pub const ACTION_ADDRESS: u32 = 8;
 pub const ACTION_FILE: u32 = 16;
 /// `extra` is who listens at the other end of a Unix socket: tgid, start time.
 pub const ACTION_PEER: u32 = 32;
+
+shared! {
+    /// Something was refused, or would have been and was killed: see [`crate::Rule`].
+    pub struct Refusal: 176 {
+        /// Who tried.
+        header: Header,
+        /// [`crate::Rule`].
+        rule: u32,
+        /// Effective user id.
+        euid: u32,
+        /// By rule: a signal, a command of `bpf`, a `REASON_` value.
+        value: u64,
+        /// Attempts of the same kind by the same process that were not told since the last one that was.
+        untold: u64,
+        /// Inode number of what it was about, 0 if none.
+        inode: u64,
+        /// Its device.
+        dev: u32,
+        /// Process that it was about, 0 if none.
+        target: u32,
+        /// `task->comm` of who tried.
+        comm: [u8; 16],
+        /// Name of the folder of what it was about, as far as it fits.
+        parent: [u8; 32],
+        /// Its name, as far as it fits.
+        name: [u8; 32],
+        /// Bits: the `REFUSAL_` values.
+        how: u32,
+        /// Zero.
+        reserved: u32,
+    }
+}
+
+/// The process was not tagged.
+pub const REFUSAL_UNTAGGED: u32 = 1;
+/// It was killed instead of refused.
+pub const REFUSAL_KILLED: u32 = 2;
 
 #[cfg(test)]
 mod tests {

@@ -42,6 +42,9 @@ const NAME_MAX: usize = 4080;
 /// context, once for each exec that succeeded and before its first instruction. Kernels 5.17 and later.
 #[btf_tracepoint(function = "sched_process_exec")]
 pub fn process_exec(context: BtfTracePointContext) -> i32 {
+    if !scope::works() {
+        return 0;
+    }
     let task = Task::from_argument(context.arg::<Address>(0));
     let who = task.identity();
     if let Some(subject) = subject(task, who)

@@ -5,7 +5,7 @@ use breakglass_abi::{Exit, Kind, Ring};
 
 use crate::{
     emit::{self, Envelope},
-    scope,
+    life, scope,
     scratch::{self, Slot},
     task::{Address, Task, follow, load, offset},
 };
@@ -17,6 +17,9 @@ const SIGNAL_GROUP_EXIT: u32 = 4;
 /// have: the last thread is the one that finds no live one left.
 #[btf_tracepoint(function = "sched_process_exit")]
 pub fn process_exit(context: BtfTracePointContext) -> i32 {
+    if !scope::works() {
+        return 0;
+    }
     record(Task::from_argument(context.arg::<Address>(0)));
     0
 }
@@ -29,6 +32,7 @@ fn record(task: Task) {
         return;
     }
     let who = task.identity();
+    life::ends(who);
     let Some(session) = scope::leave(who) else { return };
     let Some(slot) = Slot::get(scratch::TRACE) else { return };
     let exit: *mut Exit = slot.record();

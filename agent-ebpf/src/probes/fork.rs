@@ -5,11 +5,12 @@ use aya_log_ebpf::warn;
 use breakglass_abi::{
     Fork, Kind, Ring,
     record::{FLAG_KILLED, FLAG_UNTAGGED},
+    settings::CANARY_TRACEPOINT,
 };
 
 use crate::{
     emit::{self, Envelope},
-    scope,
+    life, scope,
     scratch::{self, Slot},
     task::{Address, Task},
 };
@@ -18,6 +19,9 @@ use crate::{
 /// precedes anything that it does. Kernels 5.17 and later.
 #[btf_tracepoint(function = "sched_process_fork")]
 pub fn process_fork(context: BtfTracePointContext) -> i32 {
+    if !scope::works() {
+        return 0;
+    }
     let parent = Task::from_argument(context.arg::<Address>(0));
     let child = Task::from_argument(context.arg::<Address>(1));
     record(&context, parent, child);
@@ -29,6 +33,7 @@ fn record(context: &BtfTracePointContext, parent: Task, child: Task) {
     let who = parent.identity();
     let made = child.identity();
     if who.tgid == made.tgid {
+        life::see_canary(CANARY_TRACEPOINT, who);
         return;
     }
     let Some(scope) = scope::inherit(parent, who, made) else { return };

@@ -93,8 +93,14 @@ pub fn con_put_char_exit(context: FExitContext) -> i32 {
 #[fexit(function = "vcs_write")]
 pub fn vcs_write_exit(context: FExitContext) -> i32 {
     let written = context.arg::<u64>(4) as i64;
-    if written > 0 {
-        written::painted(Task::current(), context.arg::<u64>(0), context.arg::<u64>(1), written as u64, scratch::CONSOLE);
+    if written > 0 && scope::works_at_functions() {
+        written::painted(
+            Task::current(),
+            context.arg::<u64>(0),
+            context.arg::<u64>(1),
+            written as u64,
+            scratch::CONSOLE,
+        );
     }
     0
 }
@@ -103,6 +109,9 @@ pub fn vcs_write_exit(context: FExitContext) -> i32 {
 /// terminal what a task types by `TIOCSTI`. (The rest of a pseudo terminal's comes from a kernel worker, after `pty_write`.)
 #[inline(always)]
 fn is_input(tty: u64) -> bool {
+    if !scope::works_at_functions() {
+        return false;
+    }
     let Some((major, _)) = terminal::device(tty) else { return false };
     match terminal::end_of(major) {
         End::Line => true,
@@ -137,6 +146,9 @@ fn input(tty: u64, buffer: u64, taken: u64) {
 
 #[inline(always)]
 fn wrote(context: &FExitContext) {
+    if !scope::works_at_functions() {
+        return;
+    }
     let taken = context.arg::<u64>(3) as i32;
     if taken > 0 {
         output(context.arg::<u64>(0), context.arg::<u64>(1), taken as u64);
@@ -173,6 +185,9 @@ fn copy(kind: Kind, tty: u64, known: Terminal, who: Identity, buffer: u64, taken
 /// One character. It is in a register, so it is put where a copy can be made from.
 #[inline(always)]
 fn put(context: &FExitContext) {
+    if !scope::works_at_functions() {
+        return;
+    }
     if context.arg::<u64>(2) as i32 != 1 {
         return;
     }

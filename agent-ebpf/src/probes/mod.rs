@@ -2,6 +2,8 @@
 
 mod fork;
 
+mod judge;
+
 mod exec;
 
 mod exit;
@@ -17,3 +19,7 @@ mod action;
 mod written;
 
 mod signal;
+
+mod uring;
+
+mod guard;

@@ -7,12 +7,15 @@ use aya_ebpf::{
     maps::LruHashMap,
     programs::{FEntryContext, FExitContext},
 };
-use breakglass_abi::{Kind, Ring, Terminal, Withheld, settings::Site};
+use breakglass_abi::{
+    Kind, Ring, Terminal, Withheld,
+    settings::{CANARY_FUNCTION, Site},
+};
 
 use crate::{
     chunk::{self, Copy, Source},
     emit::{self, Envelope},
-    fault, scope,
+    fault, life, scope,
     scratch::{self, Slot},
     task::{Identity, Task, offset, peek},
     terminal::{self, End},
@@ -28,13 +31,19 @@ pub(super) static WRITES: LruHashMap<u64, u32> = LruHashMap::with_max_entries(WR
 /// `int pty_write(struct tty_struct *tty, const unsigned char *buf, int c)`; `ssize_t` and `size_t` from 6.6 on.
 #[fentry(function = "pty_write")]
 pub fn pty_write_enter(context: FEntryContext) -> i32 {
-    note_write(context.arg::<u64>(0));
+    if scope::works_at_functions() {
+        note_write(context.arg::<u64>(0));
+    }
     0
 }
 
 /// The same function at its return: by what it took, not by what it was offered.
 #[fexit(function = "pty_write")]
 pub fn pty_write_exit(context: FExitContext) -> i32 {
+    if !scope::works_at_functions() {
+        return 0;
+    }
+    life::see_canary(CANARY_FUNCTION, Task::current().identity());
     // Both widths of the result agree in the low half.
     let taken = context.arg::<u64>(3) as i32;
     if taken > 0 {

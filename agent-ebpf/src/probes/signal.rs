@@ -22,7 +22,7 @@ const SI_QUEUE: i32 = -1;
 #[btf_tracepoint(function = "signal_generate")]
 pub fn signal_sent(context: BtfTracePointContext) -> i32 {
     let info: u64 = context.arg(1);
-    if info > SPECIAL_INFO {
+    if info > SPECIAL_INFO && scope::works() {
         sent(context.arg::<i32>(0), info, Task::from_argument(context.arg::<Address>(2)));
     }
     0

@@ -159,7 +159,7 @@ impl Call {
 /// `TP_PROTO(struct pt_regs *regs, long id)`, host-wide: the number is tested before anything else is looked at.
 #[btf_tracepoint(function = "sys_enter")]
 pub fn syscall_enter(context: BtfTracePointContext) -> i32 {
-    if by_syscall() {
+    if by_syscall() && scope::works() {
         note_write(context.arg::<Address>(0));
     }
     0
@@ -179,6 +179,9 @@ pub fn syscall_exit(context: BtfTracePointContext) -> i32 {
 /// At the exit of a call that is looked at.
 #[inline(always)]
 fn finished(regs: Address, decoded: Decoded, result: i64) {
+    if !scope::works() {
+        return;
+    }
     let task = Task::current();
     let Some(call) = Call::note(regs, decoded) else { return };
     match call.code() {

@@ -14,7 +14,7 @@ use breakglass_abi::{
 };
 use breakglass_api::v1::{self, ExecFault, KernelRef, event::Body};
 
-use super::actions;
+use super::{actions, refusals};
 use crate::recorder::source::Observed;
 
 /// Most bytes of arguments or environment that are put together; the kernel takes 6 MiB of both (fs/exec.c, `bprm_stack_limits`).
@@ -64,8 +64,8 @@ impl Assembler {
     pub fn take(&mut self, ring: Ring, bytes: &[u8], out: &mut Vec<Observed>, from: usize) -> Result<(), Unreadable> {
         let header = Header::parse(bytes).ok_or(Unreadable)?;
         let kind = Kind::from_number(header.kind).ok_or(Unreadable)?;
-        if ring == Ring::Audit && kind != Kind::ExecPart && kind != Kind::Exec {
-            // The programs do not interrupt an exec's records on their CPU: its end is lost.
+        if ring == Ring::Audit && !matches!(kind, Kind::ExecPart | Kind::Exec | Kind::Refused) {
+            // Other programs do not interrupt an exec's records on their CPU: its end is lost.
             out.extend(self.partial.remove(&header.cpu).map(incomplete));
         }
         match kind {
@@ -87,6 +87,7 @@ impl Assembler {
             Kind::TerminalWithheld => out.push(withheld(ring, bytes)?),
             Kind::StdioOutput => out.push(terminal(ring, bytes, stdio_output)?),
             Kind::StdioInput => out.push(terminal(ring, bytes, stdio_input)?),
+            Kind::Refused => out.push(refusals::event(ring, bytes)?),
             action => out.push(actions::event(ring, action, bytes)?),
         }
         if header.flags & FLAG_UNTAGGED != 0 {

@@ -3,55 +3,32 @@
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader,
     programs::{
-        BtfTracePoint, FEntry, FExit, Program as AyaProgram, ProgramError,
+        BtfTracePoint, FEntry, FExit, Lsm, Program as AyaProgram, ProgramError, ProgramInfo,
         links::{FdLink, PinnedLink},
     },
 };
 
 use super::{
-    Options,
     error::KernelError,
-    maps::{self, Maps},
-    object::{self, Attached, Hook, PROGRAMS, Program},
+    maps,
+    object::{self, Hook, Means, PROGRAMS, Program},
     pins::Pins,
 };
 
 type BoxedError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Loads everything that the tier has into `pins`, attaches and pins what is always attached. `settings` are in force before the
-/// first program is attached.
-pub fn load(
-    pins: &Pins,
-    options: &Options,
-    offsets: &[u32],
-    terminals_by_syscall: bool,
-    prepare: impl FnOnce(&mut Maps) -> Result<(), KernelError>,
-) -> Result<(), KernelError> {
-    let sizes = Sizes { rings: [options.audit_ring, options.witness_ring, options.bulk_ring], tags: options.tag_table };
-    let mut ebpf = create(offsets, terminals_by_syscall, sizes)?;
-    for name in maps::NAMES {
-        let map = ebpf.map_mut(name).ok_or(KernelError::Argument("the embedded object lacks a map"))?;
-        map.pin(pins.map(name)).map_err(|e| KernelError::pin("cannot pin", pins.map(name), e))?;
-    }
-    let btf = AyaBtf::from_sys_fs().map_err(|e| KernelError::Object(Box::new(e.into())))?;
-    for program in PROGRAMS.iter().filter(|program| program.in_tier(terminals_by_syscall)) {
-        match load_program(&mut ebpf, program, &btf) {
-            Err(error) if program.optional => {
-                tracing::info!("{} is not recorded: {error}", program.hook_text());
-                continue;
-            }
-            other => other?,
-        }
-        let loaded = find(&mut ebpf, program)?;
-        loaded
-            .pin(pins.program(program.name))
-            .map_err(|e| KernelError::pin("cannot pin", pins.program(program.name), e))?;
-    }
-    prepare(&mut Maps::open(pins)?)?;
-    for program in PROGRAMS.iter().filter(|program| program.attached == Attached::Always) {
-        attach(pins, program)?;
-    }
-    Ok(())
+/// How programs are loaded.
+pub struct Plan<'a> {
+    /// Offsets of the kernel's fields.
+    pub offsets: &'a [u32],
+    /// What the kernel allows.
+    pub means: Means,
+    /// Which load it is; not 0.
+    pub load: u32,
+    /// How large some maps are.
+    pub sizes: Sizes,
+    /// Pins of an earlier load whose maps are used on.
+    pub maps_of: Option<&'a Pins>,
 }
 
 /// How large some maps are.
@@ -63,19 +40,66 @@ pub struct Sizes {
     pub tags: u32,
 }
 
+/// Loads everything that is used into `pins` and attaches nothing.
+pub fn load(pins: &Pins, plan: &Plan<'_>, types: &AyaBtf) -> Result<(), KernelError> {
+    let mut ebpf = create(plan)?;
+    for name in maps::NAMES {
+        let map = ebpf.map_mut(name).ok_or(KernelError::Argument("the embedded object lacks a map"))?;
+        map.pin(pins.map(name)).map_err(|e| KernelError::pin("cannot pin", pins.map(name), e))?;
+    }
+    for program in PROGRAMS.iter().filter(|program| program.is_used(plan.means)) {
+        match load_program(&mut ebpf, program, types) {
+            Ok(()) => {}
+            Err(error) if program.optional => {
+                tracing::info!("nothing is recorded or guarded at {}: {error}", program.hook_text());
+                continue;
+            }
+            Err(error) => return Err(error),
+        }
+        let loaded = find(&mut ebpf, program)?;
+        loaded
+            .pin(pins.program(program.name))
+            .map_err(|e| KernelError::pin("cannot pin", pins.program(program.name), e))?;
+    }
+    Ok(())
+}
+
+/// The kernel's types, as loading wants them; to read them takes a good part of the time that a start takes.
+pub fn types() -> Result<AyaBtf, KernelError> {
+    AyaBtf::from_sys_fs().map_err(|e| KernelError::Object(Box::new(e.into())))
+}
+
+/// Attaches what is loaded and always attached.
+pub fn attach_always(pins: &Pins, means: Means) -> Result<(), KernelError> {
+    let mut used = PROGRAMS.iter().filter(|program| program.is_always_attached() && program.is_used(means));
+    used.try_for_each(|program| attach(pins, program))
+}
+
+/// Whether a program that is used is there: one that is optional need not be.
+pub fn is_loaded(pins: &Pins, program: &Program) -> bool {
+    !program.optional || pins.program(program.name).exists()
+}
+
 /// Makes the maps and sets the globals; loads no program.
-pub fn create(offsets: &[u32], terminals_by_syscall: bool, sizes: Sizes) -> Result<Ebpf, KernelError> {
-    let by_syscall = [u32::from(terminals_by_syscall)];
-    let [audit, witness, bulk] = sizes.rings;
-    EbpfLoader::new()
-        .override_global("OFFSETS", offsets, true)
+pub fn create(plan: &Plan<'_>) -> Result<Ebpf, KernelError> {
+    let by_syscall = [u32::from(!plan.means.function_exits)];
+    let number = [plan.load];
+    let [audit, witness, bulk] = plan.sizes.rings;
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global("OFFSETS", plan.offsets, true)
         .override_global("TERMINALS_BY_SYSCALL", &by_syscall[..], true)
+        .override_global("LOAD", &number[..], true)
         .map_max_entries("AUDIT", audit)
         .map_max_entries("WITNESS", witness)
         .map_max_entries("BULK", bulk)
-        .map_max_entries("TAGS", sizes.tags)
-        .load(object::OBJECT)
-        .map_err(|e| KernelError::Object(Box::new(e)))
+        .map_max_entries("TAGS", plan.sizes.tags);
+    if let Some(other) = plan.maps_of {
+        for name in maps::NAMES {
+            loader.map_pin_path(name, other.map(name));
+        }
+    }
+    loader.load(object::OBJECT).map_err(|e| KernelError::Object(Box::new(e)))
 }
 
 /// Verifies a program; nothing runs yet.
@@ -87,6 +111,7 @@ pub fn load_program(ebpf: &mut Ebpf, program: &Program, btf: &AyaBtf) -> Result<
         }
         Hook::Entry(name) => <&mut FEntry>::try_from(loaded).and_then(|loaded: &mut FEntry| loaded.load(name, btf)),
         Hook::Return(name) => <&mut FExit>::try_from(loaded).and_then(|loaded: &mut FExit| loaded.load(name, btf)),
+        Hook::Security(name) => <&mut Lsm>::try_from(loaded).and_then(|loaded: &mut Lsm| loaded.load(name, btf)),
     };
     result.map_err(|e| refused(program, e))
 }
@@ -119,20 +144,16 @@ pub fn attach(pins: &Pins, program: &Program) -> Result<(), KernelError> {
         Hook::Tracepoint(_) => BtfTracePoint::from_pin(&path).and_then(link_tracepoint),
         Hook::Entry(_) => FEntry::from_pin(&path).and_then(link_entry),
         Hook::Return(_) => FExit::from_pin(&path).and_then(link_return),
+        Hook::Security(_) => Lsm::from_pin(&path).and_then(link_security),
     };
     let link = link.map_err(|e| refused(program, e))?;
     link.pin(&pin).map(drop).map_err(|e| KernelError::pin("cannot pin", &pin, e))
 }
 
-/// Whether a program of the tier is there: what hangs on a driver's function need not be.
-pub fn is_loaded(pins: &Pins, program: &Program) -> bool {
-    !program.optional || pins.program(program.name).exists()
-}
-
-/// The kernel's number of a pinned tracepoint program.
+/// The kernel's number of a pinned program.
 pub fn program_id(pins: &Pins, program: &Program) -> Result<u32, KernelError> {
     let path = pins.program(program.name);
-    let info = BtfTracePoint::from_pin(&path).and_then(|program| program.info());
+    let info = ProgramInfo::from_pin(&path);
     info.map(|info| info.id()).map_err(|e| KernelError::pin("cannot look at", path, e))
 }
 
@@ -147,6 +168,11 @@ fn link_entry(mut program: FEntry) -> Result<FdLink, ProgramError> {
 }
 
 fn link_return(mut program: FExit) -> Result<FdLink, ProgramError> {
+    let id = program.attach()?;
+    program.take_link(id).map(Into::into)
+}
+
+fn link_security(mut program: Lsm) -> Result<FdLink, ProgramError> {
     let id = program.attach()?;
     program.take_link(id).map(Into::into)
 }

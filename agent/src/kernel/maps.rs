@@ -2,16 +2,27 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use aya::{
+    Pod,
+    maps::{Array, HashMap, Map, MapData, PerCpuArray},
+};
 use breakglass_abi::{
-    Counter, ProcessKey, Ring, Settings, StdioEnd, Terminal,
-    settings::{FAULT_ERRNOS, SLOT_CLOSING, Site, TAG_BY_REQUEST, TAG_EXECUTED},
+    Agent, Counter, GuardedKey, Knob, ProcessKey, Pulse, Ring, Settings, StdioEnd, Terminal,
+    settings::{CANARIES, FAULT_ERRNOS, SLOT_CLOSING, Site, TAG_BY_REQUEST, TAG_EXECUTED},
 };
 
 use super::{error::KernelError, pins::Pins};
 
 /// Every map of the object, in any order.
-pub const NAMES: [&str; 16] = [
+pub const NAMES: [&str; 24] = [
+    "AGENT",
+    "ATTEMPTS",
+    "CANARIES_SEEN",
+    "DEVICES",
+    "GUARDED",
+    "KNOBS",
+    "OWNED",
+    "PULSE",
     "AYA_LOGS",
     "AUDIT",
     "WITNESS",
@@ -57,7 +68,7 @@ pub struct HelperFailure {
 
 /// Handles to the maps that the agent uses.
 pub struct Maps {
-    settings: Array<MapData, [u32; 4]>,
+    settings: Array<MapData, [u32; 6]>,
     slots: HashMap<MapData, u32, u32>,
     tags: HashMap<MapData, [u64; 2], [u32; 2]>,
     terminals: HashMap<MapData, u64, [u64; 3]>,
@@ -140,16 +151,16 @@ impl Maps {
 
     /// What the programs are told.
     pub fn settings(&self) -> Result<Settings, KernelError> {
-        let [account_uid, open_slot, flags, reserved] =
+        let [account_uid, open_slot, flags, load, load_before, reserved] =
             self.settings.get(&0, 0).map_err(|e| KernelError::map("cannot read", "SETTINGS", e))?;
-        Ok(Settings { account_uid, open_slot, flags, reserved })
+        Ok(Settings { account_uid, open_slot, flags, load, load_before, reserved })
     }
 
     /// Tells the programs.
     pub fn set_settings(&mut self, settings: Settings) -> Result<(), KernelError> {
-        let Settings { account_uid, open_slot, flags, reserved } = settings;
+        let Settings { account_uid, open_slot, flags, load, load_before, reserved } = settings;
         self.settings
-            .set(0, [account_uid, open_slot, flags, reserved], 0)
+            .set(0, [account_uid, open_slot, flags, load, load_before, reserved], 0)
             .map_err(|e| KernelError::map("cannot write", "SETTINGS", e))
     }
 
@@ -243,6 +254,119 @@ impl Maps {
         }
         Ok(found)
     }
+}
+
+/// The maps by which the agent shows that it lives and says what is guarded. Handles of their own: the thread that beats must not
+/// wait for anybody.
+pub struct Life {
+    agent: Array<MapData, [u8; Agent::SIZE]>,
+    pulse: Array<MapData, [u8; Pulse::SIZE]>,
+    canaries: Array<MapData, u64>,
+    settings: Array<MapData, [u32; 6]>,
+}
+
+impl Life {
+    /// Opens the pinned maps.
+    pub fn open(pins: &Pins) -> Result<Self, KernelError> {
+        Ok(Self {
+            agent: open(pins, "AGENT", Map::Array)?,
+            pulse: open(pins, "PULSE", Map::Array)?,
+            canaries: open(pins, "CANARIES_SEEN", Map::Array)?,
+            settings: open(pins, "SETTINGS", Map::Array)?,
+        })
+    }
+
+    /// Whom the programs obey from now on.
+    pub fn set_agent(&mut self, agent: Agent) -> Result<(), KernelError> {
+        self.agent.set(0, agent.to_bytes(), 0).map_err(|e| KernelError::map("cannot write", "AGENT", e))
+    }
+
+    /// A sign of life.
+    pub fn beat(&mut self, pulse: Pulse) -> Result<(), KernelError> {
+        self.pulse.set(0, pulse.to_bytes(), 0).map_err(|e| KernelError::map("cannot write", "PULSE", e))
+    }
+
+    /// How often the programs of each kind saw what was done for them to see.
+    pub fn canaries(&self) -> Result<[u64; CANARIES as usize], KernelError> {
+        let mut seen = [0; CANARIES as usize];
+        for (index, count) in (0..).zip(&mut seen) {
+            *count = self.canaries.get(&index, 0).map_err(|e| KernelError::map("cannot read", "CANARIES_SEEN", e))?;
+        }
+        Ok(seen)
+    }
+
+    /// Number of the open session, 0 for none.
+    pub fn open_slot(&self) -> Result<u32, KernelError> {
+        let [_, open_slot, ..] =
+            self.settings.get(&0, 0).map_err(|e| KernelError::map("cannot read", "SETTINGS", e))?;
+        Ok(open_slot)
+    }
+}
+
+/// The maps that say what is guarded.
+pub struct GuardMaps {
+    guarded: HashMap<MapData, [u8; GuardedKey::SIZE], u32>,
+    knobs: HashMap<MapData, [u8; Knob::SIZE], u32>,
+    owned: HashMap<MapData, u64, u32>,
+    devices: HashMap<MapData, u32, u32>,
+}
+
+impl GuardMaps {
+    /// Opens the pinned maps.
+    pub fn open(pins: &Pins) -> Result<Self, KernelError> {
+        Ok(Self {
+            guarded: open(pins, "GUARDED", Map::HashMap)?,
+            knobs: open(pins, "KNOBS", Map::HashMap)?,
+            owned: open(pins, "OWNED", Map::HashMap)?,
+            devices: open(pins, "DEVICES", Map::HashMap)?,
+        })
+    }
+
+    /// Makes these the files and folders that are guarded. New ones come before old ones go.
+    pub fn set_guarded(&mut self, entries: &[(GuardedKey, u32)]) -> Result<(), KernelError> {
+        let entries: Vec<_> = entries.iter().map(|(key, bits)| (key.to_bytes(), *bits)).collect();
+        replace(&mut self.guarded, "GUARDED", &entries)
+    }
+
+    /// Makes these the switches.
+    pub fn set_knobs(&mut self, entries: &[(Knob, u32)]) -> Result<(), KernelError> {
+        let entries: Vec<_> = entries.iter().map(|(key, rule)| (key.to_bytes(), *rule)).collect();
+        replace(&mut self.knobs, "KNOBS", &entries)
+    }
+
+    /// Adds maps and programs.
+    pub fn set_owned(&mut self, keys: &[u64]) -> Result<(), KernelError> {
+        let entries: Vec<_> = keys.iter().map(|key| (*key, 1)).collect();
+        replace(&mut self.owned, "OWNED", &entries)
+    }
+
+    /// Makes these the disks.
+    pub fn set_devices(&mut self, devices: &[u32]) -> Result<(), KernelError> {
+        let entries: Vec<_> = devices.iter().map(|device| (*device, 1)).collect();
+        replace(&mut self.devices, "DEVICES", &entries)
+    }
+}
+
+fn replace<K: Pod + PartialEq>(
+    map: &mut HashMap<MapData, K, u32>,
+    name: &'static str,
+    entries: &[(K, u32)],
+) -> Result<(), KernelError> {
+    for (key, value) in entries {
+        map.insert(*key, *value, 0).map_err(|e| KernelError::map("cannot write", name, e))?;
+    }
+    let old: Vec<K> =
+        map.keys().filter_map(Result::ok).filter(|key| !entries.iter().any(|(new, _)| new == key)).collect();
+    for key in old {
+        absent_is_fine(map.remove(&key)).map_err(|e| KernelError::map("cannot write", name, e))?;
+    }
+    Ok(())
+}
+
+/// The kernel's number of a pinned map.
+pub fn id(pins: &Pins, name: &'static str) -> Result<u32, KernelError> {
+    let data = MapData::from_pin(pins.map(name)).map_err(|e| KernelError::map("cannot open", name, e))?;
+    data.info().map(|info| info.id()).map_err(|e| KernelError::map("cannot look at", name, e))
 }
 
 /// A ring's descriptor and size in bytes.

@@ -7,7 +7,10 @@ mod actions;
 mod assemble;
 pub mod btf;
 mod error;
+mod guard;
+mod life;
 mod load;
+mod lsm;
 mod maps;
 mod object;
 mod offsets;
@@ -15,35 +18,45 @@ mod pins;
 mod position;
 mod probe;
 mod reader;
+mod refusals;
 mod ring;
 mod sequence;
 mod statistics;
 
 use std::{
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use aya::Btf as AyaBtf;
 use breakglass_abi::{
     Ring, Settings,
-    settings::{NO_UID, SETTING_DENY, SETTING_KILL_UNGRANTED},
+    settings::{NO_UID, SETTING_DENY, SETTING_KILL_UNGRANTED, SETTING_NO_URING},
 };
 use rand::RngCore;
 use serde::Serialize;
 
 pub use error::KernelError;
+pub use guard::Belongings;
+pub use life::{Blind, Health, Notice};
 pub use maps::{HelperFailure, ProcessId, Tagger};
 pub use probe::{ProbeState, Verdict};
 pub use reader::Reader;
 pub use statistics::ProgramStatistics;
 
 use crate::config::{self, Tier};
+use life::Heart;
+use load::{Plan, Sizes};
 use maps::Maps;
-use object::{Attached, PROGRAMS};
+use object::{Attached, Means, PROGRAMS};
 use pins::Pins;
 
 /// Processes that can be tagged at a time: twice the kernel's usual limit of processes.
 pub const TAG_TABLE: u32 = 65_536;
+/// Age at which the agent's last sign of life means that it has stopped; it gives four a second, and a machine short of processors
+/// or memory can delay a thread by seconds.
+pub const STALE_AFTER: Duration = Duration::from_secs(5);
 
 /// What the kernel side needs to know.
 #[derive(Clone, Debug)]
@@ -60,12 +73,20 @@ pub struct Options {
     pub bulk_ring: u32,
     /// Processes that can be tagged at a time: [`TAG_TABLE`] but in tests of what happens beyond.
     pub tag_table: u32,
-    /// Whether an exec of a session that cannot be recorded is killed before it runs.
-    pub deny_unrecorded: bool,
     /// No more of the kernel is used than this, whatever it allows.
     pub maximum_tier: Tier,
     /// Whether what the account runs while no session is open is killed before it runs.
     pub kill_ungranted: bool,
+    /// Whether an exec of a session that cannot be recorded does not run.
+    pub deny_unrecorded: bool,
+    /// Whether a task of a session may have a ring of `io_uring`.
+    pub allow_uring: bool,
+    /// Age at which the agent's last sign of life means that it has stopped.
+    pub stale_after: Duration,
+    /// What of this host belongs to the agent.
+    pub belongings: Belongings,
+    /// Hash that stands for the object's own in the name of the pin folder; for tests, to whom two builds are to look different.
+    pub build: Option<String>,
 }
 
 impl Options {
@@ -79,10 +100,25 @@ impl Options {
             witness_ring: ring(config.witness_ring),
             bulk_ring: ring(config.bulk_ring),
             tag_table: TAG_TABLE,
-            deny_unrecorded: true,
             maximum_tier: config.maximum_tier,
             kill_ungranted: config.ungranted == config::Ungranted::Kill,
+            deny_unrecorded: config.unrecorded == config::Unrecorded::Deny,
+            allow_uring: config.io_uring == config::Unrecorded::Record,
+            stale_after: STALE_AFTER,
+            belongings: Belongings::default(),
+            build: None,
         }
+    }
+
+    fn pins(&self) -> Pins {
+        match &self.build {
+            Some(build) => Pins::of_build(&self.pins, build),
+            None => Pins::of_this_build(&self.pins),
+        }
+    }
+
+    fn sizes(&self) -> Sizes {
+        Sizes { rings: [self.audit_ring, self.witness_ring, self.bulk_ring], tags: self.tag_table }
     }
 }
 
@@ -93,7 +129,7 @@ pub struct KernelInfo {
     pub tier: Tier,
     /// Why it is no better tier; empty for the best.
     pub tier_reason: String,
-    /// Whether programs that were already recording were taken over.
+    /// Whether programs that were already recording were taken over, or their records and tags.
     pub took_over: bool,
     /// SHA-256 of the object with the programs, hex.
     pub object_sha256: String,
@@ -142,49 +178,53 @@ pub struct Doctor {
     pub probes: Vec<ProbeState>,
 }
 
-/// The recording programs. Dropping it leaves them recording.
+/// The recording programs. Dropping it leaves them recording, and, where that is the policy, lets no program of a session start.
 pub struct Kernel {
     pins: Pins,
     maps: Maps,
     counters: maps::Counters,
     info: KernelInfo,
-    terminals_by_syscall: bool,
+    means: Means,
+    heart: Heart,
 }
 
 impl Kernel {
-    /// Takes over the pinned programs of this build, or loads them; then detaches those of other builds.
+    /// Takes over the pinned programs of this build, or loads them. Programs of another build with the same layout hand over what
+    /// they know and what nobody has read yet; they and all others are then detached.
     pub fn start(options: &Options) -> Result<(Self, Reader), KernelError> {
         if options.account_uid == 0 || options.account_uid == NO_UID {
             return Err(KernelError::Argument("the emergency account must have a uid of its own, not root's"));
         }
-        let pins = Pins::of_this_build(&options.pins);
-        let took_over = match take_over(&pins, options) {
-            Ok(took_over) => took_over,
+        let pins = options.pins();
+        let begun = Instant::now();
+        let started = match take_over(&pins, options) {
+            Ok(Some(started)) => started,
+            Ok(None) => load_new(&pins, options)?,
             Err(error) => {
                 tracing::warn!("cannot take over the programs that are recording, loading new ones: {error}");
                 pins.remove()?;
-                false
+                load_new(&pins, options)?
             }
         };
-        let begun = Instant::now();
-        let function_exits = if took_over { None } else { Some(load_new(&pins, options)?) };
-        let load_time = begun.elapsed();
+        let load_time = (!started.took_over).then(|| begun.elapsed());
         for other in pins.remove_others()? {
             tracing::info!("detached the recording programs of another build, {other}");
         }
-        let terminals_by_syscall = pins.program("syscall_enter").exists();
         let kernel = Self {
             maps: Maps::open(&pins)?,
             counters: maps::Counters::open(&pins)?,
-            info: KernelInfo {
-                load_time: Some(load_time).filter(|_| !took_over),
-                ..info(&pins, options, function_exits, terminals_by_syscall)
-            },
+            info: KernelInfo { load_time, ..info(&pins, &started) },
             pins,
-            terminals_by_syscall,
+            means: started.means,
+            heart: started.heart,
         };
         let reader = Reader::open(&kernel.pins, kernel.maps.generation()?)?;
         Ok((kernel, reader))
+    }
+
+    /// How the programs are, for whoever has to act on it.
+    pub fn health(&self) -> &Arc<Health> {
+        self.heart.health()
     }
 
     /// What is running.
@@ -231,7 +271,7 @@ impl Kernel {
 
     /// What each program of this tier cost to verify and, while `kernel.bpf_stats_enabled` is set, to run.
     pub fn statistics(&self) -> Result<Vec<ProgramStatistics>, KernelError> {
-        let programs = PROGRAMS.iter().filter(|program| program.in_tier(self.terminals_by_syscall));
+        let programs = PROGRAMS.iter().filter(|program| program.is_used(self.means));
         let loaded = programs.filter(|program| load::is_loaded(&self.pins, program));
         loaded.map(|program| ProgramStatistics::read(&self.pins, program.name)).collect()
     }
@@ -257,105 +297,239 @@ impl Kernel {
 
     /// Detaches and unloads everything: recording ends.
     pub fn unload(self) -> Result<(), KernelError> {
-        self.pins.remove()
+        let Self { pins, heart, .. } = self;
+        let removed = pins.remove();
+        // It beats until nothing is left that would miss it.
+        drop(heart);
+        removed
     }
 
     fn session_programs(&self) -> impl Iterator<Item = &'static object::Program> + use<> {
-        let by_syscall = self.terminals_by_syscall;
-        PROGRAMS.iter().filter(move |program| program.attached != Attached::Always && program.in_tier(by_syscall))
+        session_programs(self.means)
     }
+}
+
+fn session_programs(means: Means) -> impl Iterator<Item = &'static object::Program> {
+    PROGRAMS.iter().filter(move |program| !program.is_always_attached() && program.is_used(means))
 }
 
 /// What this kernel allows. Changes nothing.
 pub fn doctor(options: &Options) -> Doctor {
     let findings = probe::run();
+    let capped = findings.tier > options.maximum_tier;
     Doctor {
-        tier: findings.tier,
-        reason: findings.reason,
+        tier: findings.tier.min(options.maximum_tier),
+        reason: if capped {
+            format!("kernel.maximum_tier is {}; the kernel allows {}", options.maximum_tier, findings.tier)
+        } else {
+            findings.reason
+        },
         kernel_release: kernel_release(),
         object_sha256: object::sha256(),
-        recording: Pins::of_this_build(&options.pins).complete(),
+        recording: options.pins().complete(),
         probes: findings.probes,
     }
 }
 
-/// Whether pinned programs of this build are there, all attached, and know the options.
-fn take_over(pins: &Pins, options: &Options) -> Result<bool, KernelError> {
-    if !pins.complete() {
-        return Ok(false);
-    }
-    if options.maximum_tier < Tier::Trace && !pins.program("syscall_enter").exists() {
-        return Err(KernelError::Argument("they use more of the kernel than kernel.maximum_tier allows"));
-    }
-    let mut maps = Maps::open(pins)?;
-    for program in PROGRAMS.iter().filter(|program| program.attached == Attached::Always) {
-        load::attach(pins, program)?;
-    }
-    let open_slot = maps.settings()?.open_slot;
-    maps.set_settings(settings(options, open_slot))?;
-    Ok(true)
+/// Programs that record.
+struct Started {
+    means: Means,
+    /// Why the kernel gives no better tier: what trials of programs at function exits and security hooks gave.
+    verdicts: Verdicts,
+    took_over: bool,
+    heart: Heart,
 }
 
-/// Loads the programs. Whether those at function exits are among them, and if not, why.
-fn load_new(pins: &Pins, options: &Options) -> Result<Verdict, KernelError> {
+struct Verdicts {
+    function_exits: Verdict,
+    security_hooks: Verdict,
+}
+
+impl Verdicts {
+    /// What can be used, and may.
+    fn find(options: &Options, offsets: &[u32], types: &AyaBtf) -> Self {
+        let (function_exits, security_hooks) = probe::trials(offsets, types);
+        let within = |tier: Tier, verdict: Verdict| {
+            if options.maximum_tier < tier {
+                return Verdict::Refused(format!("kernel.maximum_tier is {}", options.maximum_tier));
+            }
+            verdict
+        };
+        Self { function_exits: within(Tier::Trace, function_exits), security_hooks: within(Tier::Full, security_hooks) }
+    }
+
+    fn unknown(why: &str) -> Self {
+        Self { function_exits: Verdict::Unknown(why.to_owned()), security_hooks: Verdict::Unknown(why.to_owned()) }
+    }
+
+    fn means(&self) -> Means {
+        Means {
+            function_exits: self.function_exits == Verdict::Works,
+            security_hooks: self.security_hooks == Verdict::Works,
+        }
+    }
+}
+
+/// Takes the pinned programs of this build over, if they are there; they must all be attached.
+fn take_over(pins: &Pins, options: &Options) -> Result<Option<Started>, KernelError> {
+    if !pins.complete() {
+        return Ok(None);
+    }
+    let loaded = |name: &str| pins.program(name).exists();
+    let means = Means { function_exits: loaded("pty_write_exit"), security_hooks: loaded("guard_open") };
+    if options.maximum_tier < Tier::Trace && means.function_exits
+        || options.maximum_tier < Tier::Full && means.security_hooks
+    {
+        return Err(KernelError::Argument("they use more of the kernel than kernel.maximum_tier allows"));
+    }
+    // Nothing of a session runs until this process has made itself known.
+    let heart = beat(pins, options, means)?;
+    heart.tell_what_is_guarded(pins)?;
+    load::attach_always(pins, means)?;
+    let mut maps = Maps::open(pins)?;
+    let before = maps.settings()?;
+    if before.open_slot != 0 {
+        // An agent may have died while it attached them.
+        for program in session_programs(means) {
+            load::attach(pins, program)?;
+        }
+    }
+    maps.set_settings(settings(options, before))?;
+    heart.attached();
+    let verdicts = match probe::offsets().and_then(|offsets| Ok((offsets, load::types()?))) {
+        Ok((offsets, types)) => Verdicts::find(options, &offsets, &types),
+        Err(error) => Verdicts::unknown(&error.to_string()),
+    };
+    Ok(Some(Started { means, verdicts, took_over: true, heart }))
+}
+
+/// Loads the programs, with all that the kernel allows.
+fn load_new(pins: &Pins, options: &Options) -> Result<Started, KernelError> {
     let offsets = probe::offsets()?;
-    let function_exits = function_exits(options, &offsets);
-    let by_syscall = function_exits != Verdict::Works;
+    let types = load::types()?;
+    let mut verdicts = Verdicts::find(options, &offsets, &types);
+    match load_with(pins, options, &offsets, &types, verdicts.means()) {
+        Err(KernelError::Program { program, hook, source })
+            if PROGRAMS.iter().any(|known| known.name == program && known.attached == Attached::Guard) =>
+        {
+            let why = probe::with_causes(&KernelError::Program { program, hook, source });
+            tracing::error!(why, "this host is not guarded");
+            verdicts.security_hooks = Verdict::Refused(why);
+            let (took_over, heart) = load_with(pins, options, &offsets, &types, verdicts.means())?;
+            Ok(Started { means: verdicts.means(), verdicts, took_over, heart })
+        }
+        loaded => {
+            let (took_over, heart) = loaded?;
+            Ok(Started { means: verdicts.means(), verdicts, took_over, heart })
+        }
+    }
+}
+
+/// Loads them into a folder that gets its name once everything in it works. Whether they go on where others were.
+fn load_with(
+    pins: &Pins,
+    options: &Options,
+    offsets: &[u32],
+    types: &AyaBtf,
+    means: Means,
+) -> Result<(bool, Heart), KernelError> {
+    let predecessor = pins.predecessor();
+    // Its programs must not find the agent stopped while this one loads.
+    let heart = predecessor.as_ref().map(|pins| beat(pins, options, means)).transpose()?;
     let filling = pins.begin()?;
-    let loaded = load::load(&filling, options, &offsets, by_syscall, |maps| {
+    let plan = Plan { offsets, means, load: number_of_load(), sizes: options.sizes(), maps_of: predecessor.as_ref() };
+    let loaded = load::load(&filling, &plan, types).and_then(|()| begin(&filling, options, &plan, heart));
+    match loaded {
+        Ok(heart) => {
+            filling.finish(pins)?;
+            // Known by the names that they have now.
+            heart.renamed(pins);
+            Ok((predecessor.is_some(), heart))
+        }
+        Err(error) => {
+            if let Err(left) = filling.remove() {
+                tracing::warn!("what was loaded before the failure is left behind: {left}");
+            }
+            Err(error)
+        }
+    }
+}
+
+fn beat(pins: &Pins, options: &Options, means: Means) -> Result<Heart, KernelError> {
+    Heart::start(pins, means, options.belongings.clone(), options.stale_after)
+}
+
+/// Attaches loaded programs and puts them in charge.
+fn begin(pins: &Pins, options: &Options, plan: &Plan<'_>, heart: Option<Heart>) -> Result<Heart, KernelError> {
+    let mut maps = Maps::open(pins)?;
+    let before = maps.settings()?;
+    let fresh = Settings { load: plan.load, load_before: 0, ..settings(options, before) };
+    if plan.maps_of.is_none() {
         let mut generation = [0; 16];
         rand::rng().fill_bytes(&mut generation);
         maps.set_generation(generation)?;
-        maps.set_settings(settings(options, 0))
-    });
-    if let Err(error) = loaded {
-        if let Err(left) = filling.remove() {
-            tracing::warn!("what was loaded before the failure is left behind: {left}");
+        maps.set_settings(fresh)?;
+    }
+    let heart = heart.map_or_else(|| beat(pins, options, plan.means), Ok)?;
+    heart.tell_what_is_guarded(pins)?;
+    load::attach_always(pins, plan.means)?;
+    if before.open_slot != 0 {
+        for program in session_programs(plan.means) {
+            load::attach(pins, program)?;
         }
-        return Err(error);
     }
-    filling.finish(pins)?;
-    Ok(function_exits)
-}
-
-fn settings(options: &Options, open_slot: u32) -> Settings {
-    let deny = if options.deny_unrecorded { SETTING_DENY } else { 0 };
-    let flags = deny | if options.kill_ungranted { SETTING_KILL_UNGRANTED } else { 0 };
-    Settings { account_uid: options.account_uid, open_slot, flags, reserved: 0 }
-}
-
-/// Whether programs at function exits can and may be used.
-fn function_exits(options: &Options, offsets: &[u32]) -> Verdict {
-    if options.maximum_tier < Tier::Trace {
-        return Verdict::Refused(format!("kernel.maximum_tier is {}", options.maximum_tier));
+    if plan.maps_of.is_some() {
+        // Programs at functions and hooks of both loads work for a moment, those at tracepoints never both.
+        maps.set_settings(Settings { load_before: before.load, ..fresh })?;
+        maps.set_settings(fresh)?;
     }
-    probe::function_exits(offsets)
+    heart.attached();
+    Ok(heart)
 }
 
-/// `found` is what was found when the programs were loaded; `None` where they were taken over.
-fn info(pins: &Pins, options: &Options, found: Option<Verdict>, terminals_by_syscall: bool) -> KernelInfo {
-    let took_over = found.is_none();
-    let verdict = match found {
-        Some(verdict) => verdict,
-        None if !terminals_by_syscall => Verdict::Works,
-        None => match probe::offsets() {
-            Ok(offsets) => function_exits(options, &offsets),
-            Err(error) => Verdict::Unknown(error.to_string()),
-        },
+fn number_of_load() -> u32 {
+    rand::rng().next_u32().max(1)
+}
+
+/// What the programs are told from now on; which session is open, and which load works, stays as it was.
+fn settings(options: &Options, before: Settings) -> Settings {
+    let mut flags = 0;
+    if options.deny_unrecorded {
+        flags |= SETTING_DENY;
+    }
+    if options.kill_ungranted {
+        flags |= SETTING_KILL_UNGRANTED;
+    }
+    if !options.allow_uring {
+        flags |= SETTING_NO_URING;
+    }
+    Settings { account_uid: options.account_uid, flags, ..before }
+}
+
+fn info(pins: &Pins, started: &Started) -> KernelInfo {
+    let (mut tier, mut tier_reason) =
+        probe::tier_of(&started.verdicts.function_exits, &started.verdicts.security_hooks);
+    let loaded = |means: Means| match (means.function_exits, means.security_hooks) {
+        (true, true) => Tier::Full,
+        (true, false) => Tier::Trace,
+        (false, _) => Tier::Basic,
     };
-    let (tier, tier_reason) = match probe::tier_of(&verdict) {
+    if tier > loaded(started.means) {
         // They were refused when the programs were loaded, and would be taken now.
-        (Tier::Trace, _) if terminals_by_syscall => {
-            (Tier::Basic, "the programs were loaded when function exits were refused; unload them to load again".into())
-        }
-        found => found,
-    };
-    let programs = PROGRAMS.iter().filter(|program| program.in_tier(terminals_by_syscall));
+        tier = loaded(started.means);
+        tier_reason = "the programs were loaded when the kernel allowed less; unload them to load again".into();
+    }
+    let left = started.heart.health().tier(tier);
+    if left < tier {
+        tier = left;
+        tier_reason = "programs are attached and do not run: somebody has switched them off".into();
+    }
+    let programs = PROGRAMS.iter().filter(|program| program.is_used(started.means));
     let programs = programs.filter(|program| load::is_loaded(pins, program));
     KernelInfo {
         tier,
         tier_reason,
-        took_over,
+        took_over: started.took_over,
         object_sha256: object::sha256(),
         kernel_release: kernel_release(),
         programs: programs.map(|program| (program.name, program.hook_text())).collect(),

@@ -1,5 +1,7 @@
 //! The compiled kernel programs, embedded.
 
+use std::sync::LazyLock;
+
 use breakglass_abi::VERSION;
 use sha2::{Digest, Sha256};
 
@@ -8,13 +10,19 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../agent-ebpf/preb
 
 /// SHA-256 of the object, lower-case hex.
 pub fn sha256() -> String {
-    hex::encode(Sha256::digest(OBJECT))
+    static HASH: LazyLock<String> = LazyLock::new(|| hex::encode(Sha256::digest(OBJECT)));
+    HASH.clone()
 }
 
 /// Name of the pin folder: version of the layout and hash of the object, so that maps and programs of different builds never
 /// meet.
-pub fn pin_name() -> String {
-    format!("v{VERSION}-{:.16}", sha256())
+pub fn pin_name(sha256: &str) -> String {
+    format!("{}{sha256:.16}", layout_prefix())
+}
+
+/// How the names of pin folders begin whose maps have this build's layout.
+pub fn layout_prefix() -> String {
+    format!("v{VERSION}-")
 }
 
 /// A program of the object.
@@ -26,17 +34,8 @@ pub struct Program {
     pub hook: Hook,
     /// When it is attached.
     pub attached: Attached,
-    /// Whether kernels without its function are recorded all the same.
+    /// Whether kernels without its function or hook are recorded all the same.
     pub optional: bool,
-}
-
-const fn program(name: &'static str, hook: Hook, attached: Attached) -> Program {
-    Program { name, hook, attached, optional: false }
-}
-
-/// What hangs on functions of drivers that a kernel need not have.
-const fn driver(name: &'static str, hook: Hook) -> Program {
-    Program { name, hook, attached: Attached::InSessionTrace, optional: true }
 }
 
 /// What a program hangs on.
@@ -48,6 +47,8 @@ pub enum Hook {
     Entry(&'static str),
     /// The return of a kernel function.
     Return(&'static str),
+    /// A security hook.
+    Security(&'static str),
 }
 
 /// When a program is attached.
@@ -61,19 +62,33 @@ pub enum Attached {
     InSessionBasic,
     /// While a session is open, where terminals are recorded at function exits.
     InSessionTrace,
+    /// As long as the agent is installed, where security hooks work.
+    Guard,
+}
+
+/// What a kernel was found to allow beyond tracepoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Means {
+    /// Programs at entries and exits of functions.
+    pub function_exits: bool,
+    /// Programs at security hooks.
+    pub security_hooks: bool,
 }
 
 /// The program whose log is read; all write to one.
 pub const LOGGING: Program = PROGRAMS[1];
 
-/// All programs, in the order in which they are attached.
-pub const PROGRAMS: [Program; 16] = [
+/// All programs, in the order in which they are attached. Recording first, then the guard; within it what protects the programs
+/// themselves first.
+pub const PROGRAMS: [Program; 49] = [
     program("process_exit", Hook::Tracepoint("sched_process_exit"), Attached::Always),
     program("process_fork", Hook::Tracepoint("sched_process_fork"), Attached::Always),
+    program("process_judge", Hook::Tracepoint("sched_process_exec"), Attached::Always),
     program("process_exec", Hook::Tracepoint("sched_process_exec"), Attached::Always),
     program("syscall_enter", Hook::Tracepoint("sys_enter"), Attached::InSessionBasic),
     program("syscall_exit", Hook::Tracepoint("sys_exit"), Attached::InSession),
     program("signal_sent", Hook::Tracepoint("signal_generate"), Attached::InSession),
+    optional(program("uring_made", Hook::Tracepoint("io_uring_create"), Attached::InSession)),
     program("pty_write_enter", Hook::Entry("pty_write"), Attached::InSessionTrace),
     program("pty_write_exit", Hook::Return("pty_write"), Attached::InSessionTrace),
     program("line_input_enter", Hook::Entry("n_tty_receive_buf_common"), Attached::InSessionTrace),
@@ -84,16 +99,72 @@ pub const PROGRAMS: [Program; 16] = [
     driver("con_put_char_exit", Hook::Return("con_put_char")),
     driver("vcs_write_exit", Hook::Return("vcs_write")),
     driver("hvc_write_exit", Hook::Return("hvc_write")),
+    guard("guard_open", "file_open"),
+    guard("guard_exec", "bprm_creds_for_exec"),
+    guard("guard_bpf_map", "bpf_map"),
+    guard("guard_bpf_prog", "bpf_prog"),
+    guard("guard_bpf", "bpf"),
+    guard("guard_unlink", "inode_unlink"),
+    guard("guard_rmdir", "inode_rmdir"),
+    guard("guard_rename", "inode_rename"),
+    guard("guard_mount", "sb_mount"),
+    guard("guard_umount", "sb_umount"),
+    guard("guard_move_mount", "move_mount"),
+    guard("guard_pivotroot", "sb_pivotroot"),
+    guard("guard_signal", "task_kill"),
+    guard("guard_ptrace", "ptrace_access_check"),
+    guard("guard_setnice", "task_setnice"),
+    guard("guard_setioprio", "task_setioprio"),
+    guard("guard_setscheduler", "task_setscheduler"),
+    guard("guard_setrlimit", "task_setrlimit"),
+    guard("guard_create", "inode_create"),
+    guard("guard_mkdir", "inode_mkdir"),
+    guard("guard_mknod", "inode_mknod"),
+    guard("guard_symlink", "inode_symlink"),
+    guard("guard_link", "inode_link"),
+    guard("guard_ioctl", "file_ioctl"),
+    guard("guard_load_data", "kernel_load_data"),
+    guard("guard_read_file", "kernel_read_file"),
+    optional(guard("guard_perf", "perf_event_open")),
+    // Hooks by path need CONFIG_SECURITY_PATH.
+    optional(guard("guard_chmod", "path_chmod")),
+    optional(guard("guard_chown", "path_chown")),
+    optional(guard("guard_truncate", "path_truncate")),
+    // From 6.2 on.
+    optional(guard("guard_file_truncate", "file_truncate")),
 ];
 
+const fn program(name: &'static str, hook: Hook, attached: Attached) -> Program {
+    Program { name, hook, attached, optional: false }
+}
+
+const fn guard(name: &'static str, hook: &'static str) -> Program {
+    program(name, Hook::Security(hook), Attached::Guard)
+}
+
+/// What hangs on functions of drivers that a kernel need not have.
+const fn driver(name: &'static str, hook: Hook) -> Program {
+    optional(program(name, hook, Attached::InSessionTrace))
+}
+
+const fn optional(program: Program) -> Program {
+    Program { optional: true, ..program }
+}
+
 impl Program {
-    /// Whether it belongs to a tier at all.
-    pub fn in_tier(&self, terminals_by_syscall: bool) -> bool {
+    /// Whether it is used where the kernel allows this.
+    pub fn is_used(&self, means: Means) -> bool {
         match self.attached {
             Attached::Always | Attached::InSession => true,
-            Attached::InSessionBasic => terminals_by_syscall,
-            Attached::InSessionTrace => !terminals_by_syscall,
+            Attached::InSessionBasic => !means.function_exits,
+            Attached::InSessionTrace => means.function_exits,
+            Attached::Guard => means.security_hooks,
         }
+    }
+
+    /// Whether it is attached while no session is open.
+    pub fn is_always_attached(&self) -> bool {
+        matches!(self.attached, Attached::Always | Attached::Guard)
     }
 
     /// What it hangs on, for people.
@@ -102,6 +173,7 @@ impl Program {
             Hook::Tracepoint(name) => format!("tp_btf/{name}"),
             Hook::Entry(name) => format!("fentry/{name}"),
             Hook::Return(name) => format!("fexit/{name}"),
+            Hook::Security(name) => format!("lsm/{name}"),
         }
     }
 }

@@ -57,6 +57,7 @@ const CALL: &str = "failed execs, terminals by system calls and what tasks do";
 const ACTION: &str = "what tasks do";
 const CONNECT: &str = "connections";
 const STDIO: &str = "stdio of sessions without a terminal";
+const GUARD: &str = "the guard";
 
 /// In the order of [`Offsets`].
 const TABLE: [Row; Offsets::COUNT] = [
@@ -162,6 +163,15 @@ const TABLE: [Row; Offsets::COUNT] = [
     row("unix_peer", &[("unix_sock", "peer")], 8, STDIO),
     row("sb_magic", &[("super_block", "s_magic")], 8, ACTION),
     row("siginfo_code", &[("kernel_siginfo", "si_code")], 4, "signals"),
+    row("mm_exe_file", &[("mm_struct", "exe_file")], 8, GUARD),
+    row("dentry_inode", &[("dentry", "d_inode")], 8, GUARD),
+    row("dentry_sb", &[("dentry", "d_sb")], 8, GUARD),
+    row("mount_ns", &[("mount", "mnt_ns")], 8, GUARD),
+    row("proc_inode", &[("proc_inode", "vfs_inode")], 0, GUARD),
+    row("proc_pid", &[("proc_inode", "pid")], 8, GUARD),
+    row("bpf_map_id", &[("bpf_map", "id")], 4, GUARD),
+    row("bpf_prog_aux", &[("bpf_prog", "aux")], 8, GUARD),
+    row("bpf_aux_id", &[("bpf_prog_aux", "id")], 4, GUARD),
 ];
 
 /// Resolves every field, in the order of [`Offsets::NAMES`], as the words of the global `OFFSETS`.

@@ -25,7 +25,41 @@ pub struct Pins {
 impl Pins {
     /// The folder of this build under `root`, which need not exist.
     pub fn of_this_build(root: &Path) -> Self {
-        Self { root: root.to_owned(), folder: root.join(object::pin_name()) }
+        Self::of_build(root, &object::sha256())
+    }
+
+    /// The folder of the build whose object has this hash.
+    pub fn of_build(root: &Path, sha256: &str) -> Self {
+        Self { root: root.to_owned(), folder: root.join(object::pin_name(sha256)) }
+    }
+
+    /// The folder that holds those of every build.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The folder of these.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Complete pins of another build with the same layout, whose maps can be used on.
+    pub fn predecessor(&self) -> Option<Self> {
+        let entries = fs::read_dir(&self.root).ok()?;
+        let layout = object::layout_prefix();
+        let mut names: Vec<PathBuf> = entries
+            .filter_map(Result::ok)
+            .filter(|entry| {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                entry.path() != self.folder
+                    && is_ours(&name)
+                    && name.starts_with(&layout)
+                    && !name.ends_with(UNFINISHED)
+            })
+            .map(|entry| entry.path())
+            .collect();
+        names.sort();
+        names.into_iter().next().map(|folder| Self { root: self.root.clone(), folder })
     }
 
     /// Whether it exists, complete.
@@ -35,7 +69,9 @@ impl Pins {
 
     /// Makes an empty folder to fill; what an interrupted attempt left is removed.
     pub fn begin(&self) -> Result<Self, KernelError> {
-        let folder = self.root.join(object::pin_name() + UNFINISHED);
+        let mut name = self.folder.clone().into_os_string();
+        name.push(UNFINISHED);
+        let folder = PathBuf::from(name);
         fs::create_dir_all(&self.root).map_err(|e| KernelError::pin("cannot make", &self.root, e))?;
         let kind = statfs(&self.root).map_err(|e| KernelError::pin("cannot look at", &self.root, e))?.filesystem_type();
         if kind != BPF_FS_MAGIC {
@@ -114,7 +150,7 @@ mod tests {
 
     #[test]
     fn only_folders_of_ours_are_removed() {
-        for ours in ["v1-0123456789abcdef", "v12-0123456789abcdef-new", &object::pin_name()] {
+        for ours in ["v1-0123456789abcdef", "v12-0123456789abcdef-new", &object::pin_name(&object::sha256())] {
             assert!(is_ours(ours), "{ours}");
         }
         for other in ["", "v1", "v1-0123", "x1-0123456789abcdef", "v-0123456789abcdef", "v1-0123456789abcdez", "cilium"]

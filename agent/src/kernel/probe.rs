@@ -2,14 +2,15 @@
 
 use std::{fs, io};
 
-use aya::Btf as AyaBtf;
+use aya::{Btf as AyaBtf, Ebpf};
 use serde::Serialize;
 
 use super::{
     btf::Btf,
     error::KernelError,
-    load::{self, Sizes},
-    object::{Attached, PROGRAMS, Program},
+    load::{self, Plan, Sizes},
+    lsm,
+    object::{Attached, Means, PROGRAMS, Program},
     offsets,
 };
 use crate::config::Tier;
@@ -61,10 +62,18 @@ pub fn offsets() -> Result<Vec<u32>, KernelError> {
     Ok(offsets::resolve(&Btf::of_running_kernel()?)?.to_vec())
 }
 
-/// Whether programs at function exits load and, as far as can be read, run.
-pub fn function_exits(offsets: &[u32]) -> Verdict {
+/// Whether programs at function exits, and at security hooks, load and, as far as can be read, run.
+pub fn trials(offsets: &[u32], types: &AyaBtf) -> (Verdict, Verdict) {
+    match Trial::new(offsets, types, true) {
+        Ok(mut trial) => (function_exits(&mut trial), security_hooks(&mut trial)),
+        Err(why) => (Verdict::Unknown(why.clone()), Verdict::Unknown(why)),
+    }
+}
+
+fn function_exits(trial: &mut Trial<'_>) -> Verdict {
     let needed = |program: &&Program| program.attached == Attached::InSessionTrace && !program.optional;
-    match try_programs(offsets, false, PROGRAMS.iter().filter(needed)) {
+    let mut verdicts = PROGRAMS.iter().filter(needed).map(|program| trial.verify(program).0);
+    match verdicts.find(|verdict| *verdict != Verdict::Works) {
         Some(verdict) => verdict,
         None => match fs::read_to_string(FTRACE_SWITCH) {
             Ok(text) if text.trim() == "0" => {
@@ -77,48 +86,41 @@ pub fn function_exits(offsets: &[u32]) -> Verdict {
     }
 }
 
-/// Asks the kernel to verify programs until it refuses one; `None` where it takes them all.
-fn try_programs<'a>(offsets: &[u32], by_syscall: bool, programs: impl Iterator<Item = &'a Program>) -> Option<Verdict> {
-    let mut ebpf = match load::create(offsets, by_syscall, TRIAL) {
-        Ok(ebpf) => ebpf,
-        Err(error) => return Some(Verdict::Unknown(with_causes(&error))),
-    };
-    let btf = match AyaBtf::from_sys_fs() {
-        Ok(btf) => btf,
-        Err(error) => return Some(Verdict::Unknown(error.to_string())),
-    };
-    let mut refusals = programs.filter_map(|program| load::load_program(&mut ebpf, program, &btf).err());
-    refusals.next().map(|error| Verdict::Refused(with_causes(&error)))
-}
-
-/// What the kernel said to a program.
-pub struct Trial {
-    /// Whether it takes it.
-    pub verdict: Verdict,
-    /// What it cost to verify.
-    pub instructions: Option<u32>,
-}
-
-impl From<Verdict> for Trial {
-    fn from(verdict: Verdict) -> Self {
-        Self { verdict, instructions: None }
+/// One stands for all; those that a kernel lacks are found when they are loaded.
+fn security_hooks(trial: &mut Trial<'_>) -> Verdict {
+    match lsm::has_bpf() {
+        Ok(Ok(())) => {}
+        Ok(Err(list)) => {
+            return Verdict::Refused(format!(
+                "bpf is not among the active security modules ({list}): add it to lsm= on the kernel's command line"
+            ));
+        }
+        Err(error) => return Verdict::Unknown(format!("cannot read which security modules are active: {error}")),
     }
+    let one = PROGRAMS.iter().find(|program| program.attached == Attached::Guard);
+    one.map_or(Verdict::Works, |program| trial.verify(program).0)
 }
 
-/// Asks the kernel to verify one program.
-pub fn try_program(offsets: &[u32], program: &Program) -> Trial {
-    let by_syscall = program.attached != Attached::InSessionTrace;
-    let mut ebpf = match load::create(offsets, by_syscall, TRIAL) {
-        Ok(ebpf) => ebpf,
-        Err(error) => return Verdict::Unknown(with_causes(&error)).into(),
-    };
-    let btf = match AyaBtf::from_sys_fs() {
-        Ok(btf) => btf,
-        Err(error) => return Verdict::Unknown(error.to_string()).into(),
-    };
-    match load::load_program(&mut ebpf, program, &btf) {
-        Ok(()) => Trial { verdict: Verdict::Works, instructions: load::verified_instructions(&mut ebpf, program) },
-        Err(error) => Verdict::Refused(with_causes(&error)).into(),
+/// Maps, and the kernel's types: made once for many programs, since both take longer than a program.
+struct Trial<'a> {
+    ebpf: Ebpf,
+    types: &'a AyaBtf,
+}
+
+impl<'a> Trial<'a> {
+    fn new(offsets: &[u32], types: &'a AyaBtf, function_exits: bool) -> Result<Self, String> {
+        let means = Means { function_exits, security_hooks: true };
+        let plan = Plan { offsets, means, load: 1, sizes: TRIAL, maps_of: None };
+        let ebpf = load::create(&plan).map_err(|error| with_causes(&error))?;
+        Ok(Self { ebpf, types })
+    }
+
+    /// What the kernel says to a program, and what it cost to verify.
+    fn verify(&mut self, program: &Program) -> (Verdict, Option<u32>) {
+        match load::load_program(&mut self.ebpf, program, self.types) {
+            Ok(()) => (Verdict::Works, load::verified_instructions(&mut self.ebpf, program)),
+            Err(error) => (Verdict::Refused(with_causes(&error)), None),
+        }
     }
 }
 
@@ -128,36 +130,58 @@ pub fn run() -> Findings {
         Ok(offsets) => offsets,
         Err(error) => return none(with_causes(&error)),
     };
+    let types = match AyaBtf::from_sys_fs() {
+        Ok(types) => types,
+        Err(error) => return none(with_causes(&error)),
+    };
+    let mut both = [false, true].map(|function_exits| Trial::new(&offsets, &types, function_exits));
     let probes: Vec<ProbeState> = PROGRAMS
         .iter()
         .map(|program| {
-            let Trial { verdict, instructions } = try_program(&offsets, program);
-            ProbeState {
-                program: program.name,
-                hook: program.hook_text(),
-                verdict,
-                verified_instructions: instructions,
-            }
+            let (verdict, verified_instructions) =
+                match &mut both[usize::from(program.attached == Attached::InSessionTrace)] {
+                    Ok(trial) => trial.verify(program),
+                    Err(why) => (Verdict::Unknown(why.clone()), None),
+                };
+            ProbeState { program: program.name, hook: program.hook_text(), verdict, verified_instructions }
         })
         .collect();
-    let missing = PROGRAMS
-        .iter()
-        .zip(&probes)
-        .find(|(program, probe)| program.attached != Attached::InSessionTrace && probe.verdict != Verdict::Works);
+    let missing =
+        PROGRAMS.iter().zip(&probes).find(|(program, probe)| is_needed(program) && probe.verdict != Verdict::Works);
     if let Some((_, probe)) = missing {
         let reason = format!("{} does not load: {}", probe.hook, detail(&probe.verdict));
         return Findings { tier: Tier::None, reason, probes };
     }
-    let (tier, reason) = tier_of(&function_exits(&offsets));
+    let (exits, mut hooks) = trials(&offsets, &types);
+    let refused = PROGRAMS.iter().zip(&probes).find(|(program, probe)| {
+        program.attached == Attached::Guard && !program.optional && probe.verdict != Verdict::Works
+    });
+    if let (Verdict::Works, Some((_, probe))) = (&hooks, refused) {
+        hooks = Verdict::Refused(format!("{} does not load: {}", probe.hook, detail(&probe.verdict)));
+    }
+    let (tier, reason) = tier_of(&exits, &hooks);
     Findings { tier, reason, probes }
 }
 
-/// The tier that a trial of programs at function exits gives, and why it is no better.
-pub fn tier_of(function_exits: &Verdict) -> (Tier, String) {
-    match function_exits {
-        Verdict::Works => (Tier::Trace, "no security hooks are used yet: nothing is denied, only recorded".into()),
-        Verdict::Refused(why) => (Tier::Basic, format!("programs at function exits are refused: {why}")),
-        Verdict::Unknown(why) => (Tier::Basic, format!("programs at function exits could not be tried: {why}")),
+/// Whether nothing is recorded without it.
+fn is_needed(program: &Program) -> bool {
+    !program.optional && !matches!(program.attached, Attached::InSessionTrace | Attached::Guard)
+}
+
+/// The tier that trials of programs at function exits and at security hooks give, and why it is no better. Security hooks without
+/// function exits guard all the same, but the tier says how terminals are recorded too.
+pub fn tier_of(function_exits: &Verdict, security_hooks: &Verdict) -> (Tier, String) {
+    let because = |what, verdict: &Verdict| match verdict {
+        Verdict::Works => String::new(),
+        Verdict::Refused(why) => format!("programs at {what} are refused: {why}"),
+        Verdict::Unknown(why) => format!("programs at {what} could not be tried: {why}"),
+    };
+    match (function_exits, security_hooks) {
+        (Verdict::Works, Verdict::Works) => (Tier::Full, String::new()),
+        (Verdict::Works, hooks) => {
+            (Tier::Trace, format!("nothing is denied, only recorded: {}", because("security hooks", hooks)))
+        }
+        (exits, _) => (Tier::Basic, because("function exits", exits)),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The real machine behind a session: this host's account, kernel programs and processes.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use breakglass_api::v1::{CredentialsRotated, LeftBehind, left_behind::Category};
 use uuid::Uuid;
@@ -18,7 +18,7 @@ use super::{
 use crate::{
     account::{Account, Way, keys::KeyGrant},
     config::Tier,
-    kernel::{Kernel, KernelError, ProcessId},
+    kernel::{Health, Kernel, KernelError, ProcessId},
     sys,
 };
 
@@ -27,6 +27,8 @@ pub struct Host {
     boot_id: [u8; 16],
     account: Account,
     tier: Tier,
+    /// How the programs are; `None` where there are none.
+    health: Option<Arc<Health>>,
     minimum: Tier,
     looks: Looks,
     backstop: Backstop,
@@ -48,8 +50,20 @@ impl Host {
         backstop: Backstop,
     ) -> Self {
         let tier = kernel.as_ref().map_or(Tier::None, |kernel| kernel.info().tier);
+        let health = kernel.as_ref().ok().map(|kernel| Arc::clone(kernel.health()));
         let kernel = kernel.map(|kernel| Mutex::new(Some(kernel)));
-        Self { boot_id, account, tier, minimum, looks, backstop, verify: false, rotation: Rotation::default(), kernel }
+        Self {
+            boot_id,
+            account,
+            tier,
+            health,
+            minimum,
+            looks,
+            backstop,
+            verify: false,
+            rotation: Rotation::default(),
+            kernel,
+        }
     }
 
     /// Whether FIDO keys log in only where they have checked a PIN or a fingerprint.
@@ -77,6 +91,11 @@ impl Host {
         let Ok(kernel) = &self.kernel else { return Ok(()) };
         let kernel = kernel.lock().unwrap_or_else(PoisonError::into_inner).take();
         kernel.map_or(Ok(()), Kernel::unload)
+    }
+
+    /// Whether others are kept from stopping the agent.
+    pub fn is_guarded(&self) -> bool {
+        Machine::tier(self) == Tier::Full
     }
 
     /// What `act` makes of the programs; `T::default()` where there are none: whether that is allowed was decided before.
@@ -107,7 +126,7 @@ impl Machine for Host {
     }
 
     fn tier(&self) -> Tier {
-        self.tier
+        self.health.as_ref().map_or(self.tier, |health| health.tier(self.tier))
     }
 
     fn account(&self) -> (String, u32) {
@@ -115,13 +134,14 @@ impl Machine for Host {
     }
 
     fn can_record(&self) -> Result<(), MachineError> {
-        if self.tier >= self.minimum {
+        let tier = self.tier();
+        if tier >= self.minimum {
             return Ok(());
         }
         let why = self.kernel.as_ref().err().map(|why| format!(" ({why})")).unwrap_or_default();
         Err(MachineError(format!(
-            "the kernel allows tier {}{why}, kernel.minimum_tier asks for {}; see `breakglass-agent doctor`",
-            self.tier, self.minimum
+            "the kernel allows tier {tier}{why}, kernel.minimum_tier asks for {}; see `breakglass-agent doctor`",
+            self.minimum
         )))
     }
 

@@ -21,6 +21,18 @@ pub fn is_running() -> bool {
     Path::new(BOOTED).is_dir()
 }
 
+/// Whether the machine is going down: the manager stops everything then, and asks nobody.
+pub fn is_stopping() -> bool {
+    let asked = Command::new("systemctl")
+        .arg("is-system-running")
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output();
+    is_running() && asked.is_ok_and(|output| output.stdout.trim_ascii() == b"stopping")
+}
+
 /// Has the account's own service manager stopped and kept from staying without a login. An expired account passes that manager's
 /// account check, so it would start again with whatever the session left for it. Not waited for: the hunt kills what runs.
 pub fn end_user(name: &str, uid: u32) {

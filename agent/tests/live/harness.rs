@@ -8,7 +8,7 @@ use std::{
 };
 
 use breakglass_agent::{
-    kernel::{Kernel, Options, Reader},
+    kernel::{Belongings, Kernel, Options, Reader, STALE_AFTER},
     recorder::source::{EventSource, Observed},
 };
 use breakglass_api::v1::{self, event::Body};
@@ -74,13 +74,13 @@ impl Recording {
         Self::with(|_| {})
     }
 
-    pub fn with(change: impl FnOnce(&mut Options)) -> Self {
-        let uid = free_uid();
+    /// Pins and a uid of a recording's own.
+    pub fn options() -> Options {
         let pins =
             PathBuf::from(format!("/sys/fs/bpf/breakglass-test-{}-{:08x}", std::process::id(), rand::random::<u32>()));
-        let mut options = Options {
+        Options {
             pins,
-            account_uid: uid,
+            account_uid: free_uid(),
             audit_ring: 16 << 20,
             witness_ring: 64 << 10,
             bulk_ring: 16 << 20,
@@ -88,10 +88,23 @@ impl Recording {
             deny_unrecorded: true,
             maximum_tier: breakglass_agent::config::Tier::Full,
             kill_ungranted: false,
-        };
+            allow_uring: true,
+            stale_after: STALE_AFTER,
+            belongings: Belongings::default(),
+            build: None,
+        }
+    }
+
+    pub fn with(change: impl FnOnce(&mut Options)) -> Self {
+        let mut options = Self::options();
         change(&mut options);
+        Self::of(options)
+    }
+
+    /// Loads the programs, or takes over those that are there.
+    pub fn of(options: Options) -> Self {
         let (kernel, reader) = Kernel::start(&options).expect("start");
-        Self { uid, options, kernel: Some(kernel), reader: Some(reader), seen: Vec::new() }
+        Self { uid: options.account_uid, options, kernel: Some(kernel), reader: Some(reader), seen: Vec::new() }
     }
 
     pub fn kernel(&mut self) -> &mut Kernel {
@@ -100,9 +113,7 @@ impl Recording {
 
     /// A command that runs as the account.
     pub fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        command.uid(self.uid).gid(self.uid).env_clear().env("PATH", "/usr/bin:/bin").current_dir("/");
-        command
+        command_as(self.uid, program)
     }
 
     /// Reads until `done` says so of everything seen; fails the test at the deadline.
@@ -222,6 +233,13 @@ impl Drop for Recording {
         }
         let _ = std::fs::remove_dir(&self.options.pins);
     }
+}
+
+/// A command that runs as somebody.
+pub fn command_as(uid: u32, program: &str) -> Command {
+    let mut command = Command::new(program);
+    command.uid(uid).gid(uid).env_clear().env("PATH", "/usr/bin:/bin").current_dir("/");
+    command
 }
 
 /// Programs in scope.

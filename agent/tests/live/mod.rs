@@ -4,6 +4,8 @@ mod actions;
 mod cost;
 mod differential;
 mod exec;
+mod fail_closed;
+mod guard;
 mod line;
 mod session;
 mod stdio;

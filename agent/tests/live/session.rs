@@ -190,8 +190,8 @@ fn the_doctor_says_what_is_running() {
     assert_eq!(found.tier, info.tier);
     assert_eq!(found.object_sha256, info.object_sha256);
     assert!(found.recording);
-    assert_eq!(found.probes.len(), 16);
+    assert!(info.programs.iter().all(|(name, _)| found.probes.iter().any(|probe| probe.program == *name)));
     let attached: Vec<&str> = info.programs.iter().map(|(name, _)| *name).collect();
-    assert_eq!(attached.contains(&"pty_write_exit"), info.tier == Tier::Trace);
+    assert_eq!(attached.contains(&"pty_write_exit"), info.tier >= Tier::Trace);
     assert_eq!(attached.contains(&"syscall_enter"), info.tier == Tier::Basic);
 }

@@ -73,3 +73,72 @@ fn a_session_goes_on_while_no_agent_runs() {
     assert_eq!(failed.count(), 1);
     recording.kernel().end_session(9).unwrap();
 }
+
+#[test]
+fn an_upgrade_carries_session_terminals_and_unread_records_over() {
+    need_kernel!();
+    let mut recording = Recording::start();
+    recording.kernel().begin_session(9).unwrap();
+    let number = |recording: &Recording, n: u32| {
+        assert!(recording.command("/bin/true").arg(n.to_string()).status().unwrap().success());
+    };
+    // One that was there before, and goes on.
+    let mut shell = recording.command("/bin/sh").stdin(std::process::Stdio::piped()).spawn().unwrap();
+    let input = shell.stdin.take().unwrap();
+    let say = |line: &str| std::io::Write::write_all(&mut &input, line.as_bytes()).unwrap();
+    say("/bin/true 0\n");
+    for n in 1..20 {
+        number(&recording, n);
+    }
+    let position = {
+        use breakglass_agent::recorder::source::EventSource;
+        recording.pump(std::time::Duration::from_millis(50));
+        recording.reader.as_ref().unwrap().position()
+    };
+    for n in 20..40 {
+        number(&recording, n);
+    }
+    recording.reader = None;
+    recording.kernel = None;
+    number(&recording, 40);
+    // Another object, with the same layout of its maps.
+    recording.options.build = Some("0123456789abcdef".repeat(4));
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let run = std::sync::atomic::AtomicU32::new(0);
+    let (uid, stop, run) = (recording.uid, &stop, &run);
+    std::thread::scope(|scope| {
+        // What happens while they change over must be there as well.
+        scope.spawn(move || {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let n = 41 + run.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                assert!(super::harness::command_as(uid, "/bin/true").arg(n.to_string()).status().unwrap().success());
+            }
+        });
+        let (kernel, mut reader) = breakglass_agent::kernel::Kernel::start(&recording.options).unwrap();
+        breakglass_agent::recorder::source::EventSource::resume(&mut reader, &position).unwrap();
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        recording.kernel = Some(kernel);
+        recording.reader = Some(reader);
+    });
+    assert!(recording.kernel().info().took_over);
+    let last = 41 + run.load(std::sync::atomic::Ordering::Relaxed);
+    say(&format!("/bin/true {last}\n"));
+    drop(input);
+    assert!(shell.wait().unwrap().success());
+    recording.settle();
+    let mut numbers: Vec<u32> = execs(&recording.seen)
+        .iter()
+        .filter_map(|exec| String::from_utf8_lossy(exec.argv.get(1)?).parse().ok())
+        .collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, (0..=last).collect::<Vec<_>>());
+    assert!(recording.gaps().is_empty(), "{:?}", recording.gaps());
+    // Gaps are nobody's; others' programs may overflow their own small ring.
+    let other = recording.seen.iter().find(|observed| {
+        observed.slot != 9 && !matches!(&observed.event.body, Some(breakglass_api::v1::event::Body::Gap(_)))
+    });
+    assert!(other.is_none(), "{other:?}");
+    // One folder is left, with one set of programs.
+    assert_eq!(std::fs::read_dir(&recording.options.pins).unwrap().count(), 1);
+    recording.kernel().end_session(9).unwrap();
+}

@@ -145,7 +145,8 @@ fn unrecorded(wrapper: &[&str], word: &str) -> Result<()> {
 /// Fills the disk under the spool while the collector cannot be reached, runs programs, makes room, and expects every one of them.
 fn full_disk() -> Result<()> {
     const COUNT: u64 = 200;
-    let options = Options { relay: true, state_disk: Some("2m"), ..Options::default() };
+    // Where the policy is to deny, they do not run: `fail_closed.rs`.
+    let options = Options { relay: true, state_disk: Some("2m"), unrecorded: "record", ..Options::default() };
     Stack::with(options, |stack| {
         let opened = stack.open("full disk", "10m")?;
         stack.relay.as_ref().context("no relay")?.cut();

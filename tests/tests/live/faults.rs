@@ -40,7 +40,8 @@ const COUNT: u64 = 2_000;
 const RATE: u64 = 250;
 
 fn agent_killed() -> Result<()> {
-    disturbed(Options::default(), |stack| {
+    // Where the policy is to deny, programs do not run without an agent: `fail_closed.rs`.
+    disturbed(Options { unrecorded: "record", ..Options::default() }, |stack| {
         stack.kill_agent()?;
         // Time without an agent, in which the kernel's rings alone remember.
         thread::sleep(Duration::from_millis(800));

@@ -1,0 +1,135 @@
+//! Telling what was refused: who tried what, by which rule. Bounded for each process and rule.
+
+use aya_ebpf::{
+    helpers::{bpf_get_current_comm, bpf_ktime_get_ns, bpf_probe_read_kernel_str_bytes},
+    macros::map,
+    maps::LruHashMap,
+};
+use breakglass_abi::{Attempt, AttemptKey, Header, Kind, Refusal, Ring, settings::Site};
+
+use crate::{
+    emit::{self, Envelope},
+    fault,
+    task::{Identity, Task, load, offset, peek},
+};
+
+/// Processes and rules that are counted apart; beyond that the oldest begins anew.
+const ATTEMPTS_MAX: u32 = 4096;
+/// How many attempts of one process against one rule are told in a second.
+const TOLD_MAX: u32 = 16;
+const SECOND_NS: u64 = 1_000_000_000;
+
+#[map]
+static ATTEMPTS: LruHashMap<AttemptKey, Attempt> = LruHashMap::with_max_entries(ATTEMPTS_MAX, 0);
+
+/// What somebody tried.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Attempted {
+    /// Who.
+    pub who: Identity,
+    /// Number of a [`breakglass_abi::Rule`].
+    pub rule: u32,
+    /// Number of the session.
+    pub slot: u32,
+    /// By rule.
+    pub value: u64,
+    /// Address of the dentry that it was about, 0 if none.
+    pub dentry: u64,
+    /// The process that it was about, 0 if none.
+    pub target: u32,
+    /// `REFUSAL_` bits.
+    pub how: u32,
+}
+
+/// Puts it on the audit ring. A function of its own: a security hook has room for one copy, and there are dozens of them.
+#[inline(never)]
+pub fn tell(attempted: &Attempted) {
+    let Some(untold) = is_due(attempted) else { return };
+    // On the stack: programs at security hooks can be interrupted by each other.
+    let mut refusal = Refusal {
+        header: Header { len: 0, kind: 0, flags: 0, cpu: 0, slot: 0, seq: 0, boot_ns: 0, tgid: 0, tid: 0, start_ns: 0 },
+        rule: attempted.rule,
+        euid: Task::current().cred().map_or(u32::MAX, |cred| load(cred, offset!(cred_euid))),
+        value: attempted.value,
+        untold: u64::from(untold),
+        inode: 0,
+        dev: 0,
+        target: attempted.target,
+        comm: bpf_get_current_comm().unwrap_or_default(),
+        parent: [0; 32],
+        name: [0; 32],
+        how: attempted.how,
+        reserved: 0,
+    };
+    if attempted.dentry != 0 {
+        name(&mut refusal, attempted.dentry);
+    }
+    let envelope = Envelope {
+        ring: Ring::Audit,
+        kind: Kind::Refused as u16,
+        flags: 0,
+        slot: attempted.slot,
+        who: attempted.who,
+        yields: true,
+    };
+    emit::send(envelope, (&raw mut refusal).cast(), Refusal::SIZE as u64, 0);
+}
+
+/// Whether this attempt is told, and how many before it were not.
+#[inline(always)]
+fn is_due(attempted: &Attempted) -> Option<u32> {
+    let key = AttemptKey { tgid: attempted.who.tgid, rule: attempted.rule, start_ns: attempted.who.start_ns };
+    let now = unsafe { bpf_ktime_get_ns() };
+    let Some(known) = ATTEMPTS.get_ptr_mut(&key) else {
+        let first = Attempt { since_ns: now, told: 1, untold: 0 };
+        if let Err(error) = ATTEMPTS.insert(&key, &first, 0) {
+            fault::count(Site::AttemptInsert, i64::from(error));
+        }
+        return Some(0);
+    };
+    unsafe {
+        if now.wrapping_sub((*known).since_ns) > SECOND_NS {
+            (*known).since_ns = now;
+            (*known).told = 0;
+        }
+        if (*known).told >= TOLD_MAX {
+            (*known).untold = (*known).untold.saturating_add(1);
+            return None;
+        }
+        (*known).told += 1;
+        let untold = (*known).untold;
+        (*known).untold = 0;
+        Some(untold)
+    }
+}
+
+/// Name and identity of what it was about.
+#[inline(always)]
+fn name(refusal: &mut Refusal, dentry: u64) -> Option<()> {
+    read_name(dentry, &mut refusal.name)?;
+    let parent: u64 = peek(dentry, offset!(dentry_parent), Site::ReadGuard)?;
+    if parent != dentry {
+        read_name(parent, &mut refusal.parent)?;
+    }
+    let sb: u64 = peek(dentry, offset!(dentry_sb), Site::ReadGuard)?;
+    refusal.dev = peek(sb, offset!(sb_dev), Site::ReadGuard)?;
+    let inode: u64 = peek(dentry, offset!(dentry_inode), Site::ReadGuard)?;
+    if inode != 0 {
+        refusal.inode = peek(inode, offset!(inode_ino), Site::ReadGuard)?;
+    }
+    Some(())
+}
+
+/// Copies a dentry's name, as far as it fits; what is behind it stays as it was.
+#[inline(always)]
+pub fn read_name(dentry: u64, into: &mut [u8]) -> Option<()> {
+    let from: u64 = peek(dentry, offset!(dentry_name), Site::ReadGuard)?;
+    match unsafe { bpf_probe_read_kernel_str_bytes(from as *const u8, into) } {
+        Ok(_) => Some(()),
+        Err(error) => {
+            fault::count(Site::ReadGuard, i64::from(error));
+            None
+        }
+    }
+}

@@ -1,0 +1,386 @@
+//! What root may not do, and that nothing hides it. In the lab, where security hooks work; elsewhere these tests say that they were
+//! skipped.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    time::{Duration, Instant},
+};
+
+use breakglass_agent::{
+    config::Tier,
+    kernel::{Belongings, Notice},
+    recorder::source::Observed,
+};
+use breakglass_api::v1::{self, event::Body};
+
+use super::harness::{DEADLINE, Recording};
+use crate::need_kernel;
+
+const FTRACE: &str = "/proc/sys/kernel/ftrace_enabled";
+
+/// Ends the calling test early, saying why, where it must not run.
+macro_rules! need_lab {
+    ($tier:expr) => {
+        need_kernel!();
+        match std::env::var("BREAKGLASS_LAB_TIER") {
+            Ok(tier) if $tier.contains(&tier.as_str()) => {}
+            _ => {
+                eprintln!("skipped: only in the lab, in tier {:?}", $tier);
+                return;
+            }
+        }
+    };
+}
+
+/// An agent's belongings, all in one folder.
+struct Home {
+    folder: tempfile::TempDir,
+}
+
+impl Home {
+    fn new() -> Self {
+        // On the root disk: guests have a memory disk at /tmp.
+        let home = Self { folder: tempfile::tempdir_in("/var/lib").unwrap() };
+        for folder in ["state", "state/spool", "state/keys", "run", "units"] {
+            fs::create_dir(home.path(folder)).unwrap();
+        }
+        for file in ["state/spool/segment", "state/keys/current", "agent.toml", "run/source"] {
+            fs::write(home.path(file), "as it was\n").unwrap();
+        }
+        home
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn belongings(&self) -> Belongings {
+        Belongings {
+            trees: vec![self.path("state")],
+            secrets: vec![self.path("state/keys")],
+            shared: vec![self.path("run")],
+            files: vec![self.path("agent.toml")],
+            units: vec![self.path("units")],
+        }
+    }
+
+    fn recording(&self) -> Recording {
+        Recording::with(|options| options.belongings = self.belongings())
+    }
+}
+
+/// Runs a script as root; as one of the session if `tagged`, by its audit login uid.
+fn root(recording: &Recording, tagged: bool, home: &Home, script: &str) -> Output {
+    let prepared = if tagged {
+        format!("echo {} > /proc/self/loginuid || exit 99; exec /bin/sh -c \"$SCRIPT\"", recording.uid)
+    } else {
+        "exec /bin/sh -c \"$SCRIPT\"".to_owned()
+    };
+    Command::new("/bin/sh")
+        .args(["-c", &prepared])
+        .env("SCRIPT", script)
+        .env("AGENT", std::process::id().to_string())
+        .env("HOME_OF_AGENT", home.folder.path())
+        .env("PINS", &recording.options.pins)
+        .env("CGROUP", cgroup())
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .current_dir("/")
+        .output()
+        .unwrap()
+}
+
+fn cgroup() -> PathBuf {
+    let text = fs::read_to_string("/proc/self/cgroup").unwrap();
+    let group = text.lines().find_map(|line| line.strip_prefix("0::")).unwrap();
+    Path::new("/sys/fs/cgroup").join(group.trim_start_matches('/'))
+}
+
+fn alerts<'a>(seen: &'a [Observed], code: &str) -> Vec<&'a v1::Alert> {
+    seen.iter()
+        .filter_map(|observed| match &observed.event.body {
+            Some(Body::Alert(alert)) if alert.code == code => Some(alert),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Expects that each script fails and raises its alert.
+fn expect_refusals(recording: &mut Recording, home: &Home, tagged: bool, table: &[(&str, &str)]) {
+    let mut wrong = Vec::new();
+    for (code, script) in table {
+        recording.settle();
+        let before = alerts(&recording.seen, code).len();
+        let output = root(recording, tagged, home, script);
+        recording.settle();
+        let told = alerts(&recording.seen, code).len() > before;
+        if output.status.success() || !told {
+            wrong.push(format!(
+                "{code} (tagged: {tagged}): {script:?}: {}, alert: {told}, said {:?} {:?}",
+                output.status,
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            ));
+        }
+    }
+    for observed in &recording.seen {
+        if let Some(Body::Alert(alert)) = &observed.event.body {
+            println!("{}: {}", alert.code, alert.message);
+        }
+    }
+    assert!(wrong.is_empty(), "not refused:\n{}", wrong.join("\n"));
+}
+
+/// What belongs to the agent, from whoever is root.
+const AGENTS: &[(&str, &str)] = &[
+    ("guard-signal", "kill -9 $AGENT"),
+    ("guard-signal", "kill -STOP $AGENT"),
+    ("guard-signal", "kill -TERM $AGENT"),
+    ("guard-ptrace", "head -c 1 /proc/$AGENT/mem"),
+    ("guard-ptrace", "exec 3<>/proc/$AGENT/mem"),
+    ("guard-priority", "renice -n 19 -p $AGENT"),
+    ("guard-priority", "ionice -c 3 -p $AGENT"),
+    ("guard-priority", "chrt --idle -p 0 $AGENT"),
+    ("guard-priority", "prlimit --pid $AGENT --nofile=1:1"),
+    ("guard-priority", "echo 1000 > /proc/$AGENT/oom_score_adj"),
+    (
+        "guard-priority",
+        "d=$(mktemp -d); mount -t proc proc $d; echo 1000 > $d/$AGENT/oom_score_adj; r=$?; umount $d; exit $r",
+    ),
+    ("guard-pins", "rm $PINS/*/link_process_exec"),
+    ("guard-pins", "mv $PINS $PINS-moved"),
+    ("guard-pins", "mkdir $PINS/x"),
+    ("guard-pins", "chmod 777 $PINS/*/map_SETTINGS"),
+    ("guard-mount", "umount -l /sys/fs/bpf"),
+    ("guard-mount", "mount -t tmpfs none /sys/fs/bpf"),
+    ("guard-mount", "d=$(mktemp -d); mount --move /sys/fs/bpf $d"),
+    ("guard-mount", "mount --bind /mnt $PINS"),
+    ("guard-mount", "mount -o remount,ro /sys/fs/bpf"),
+    ("guard-mount", "mount -t tmpfs none /sys"),
+    ("guard-mount", "mount -t tmpfs none $HOME_OF_AGENT"),
+    ("guard-mount", "mount -t tmpfs none $HOME_OF_AGENT/state/spool"),
+    ("guard-mount", "mount --bind /etc/hostname $HOME_OF_AGENT/agent.toml"),
+    ("guard-file", "echo x >> $HOME_OF_AGENT/state/spool/segment"),
+    ("guard-file", "rm $HOME_OF_AGENT/state/spool/segment"),
+    ("guard-file", "truncate -s 0 $HOME_OF_AGENT/state/spool/segment"),
+    ("guard-file", "touch $HOME_OF_AGENT/state/spool/new"),
+    ("guard-file", "mkdir $HOME_OF_AGENT/state/new"),
+    ("guard-file", "mv $HOME_OF_AGENT/state $HOME_OF_AGENT/elsewhere"),
+    ("guard-file", "mv $HOME_OF_AGENT $HOME_OF_AGENT-moved"),
+    ("guard-file", "chmod 777 $HOME_OF_AGENT/state"),
+    ("guard-file", "chown 1 $HOME_OF_AGENT/agent.toml"),
+    ("guard-file", "echo x > $HOME_OF_AGENT/agent.toml"),
+    (
+        "guard-file",
+        "echo x > /var/lib/new; mv /var/lib/new $HOME_OF_AGENT/agent.toml; r=$?; rm -f /var/lib/new; exit $r",
+    ),
+    ("guard-file", "ln $HOME_OF_AGENT/state/spool/segment /var/lib/second-name"),
+    ("guard-file", "chattr +i $HOME_OF_AGENT/state/spool"),
+    ("guard-file", "rm $HOME_OF_AGENT/run/source"),
+    ("guard-file", "echo x > $HOME_OF_AGENT/units/breakglass-agent.service"),
+    ("guard-file", "mkdir $HOME_OF_AGENT/units/breakglass-agent.service.d"),
+    ("guard-cgroup", "echo 1 > $CGROUP/cgroup.freeze"),
+    ("guard-cgroup", "echo 1 > $CGROUP/cgroup.kill"),
+    ("guard-cgroup", "echo 1 > $CGROUP/../cgroup.freeze"),
+];
+
+/// What stops or blinds the kernel's programs, from whoever is root.
+const SWITCHES: &[(&str, &str)] = &[
+    ("guard-tracing", "echo 0 > /proc/sys/kernel/ftrace_enabled"),
+    ("guard-tracing", "sysctl -w kernel.ftrace_enabled=0"),
+    (
+        "guard-tracing",
+        "d=$(mktemp -d); mount -t proc proc $d; echo 0 > $d/sys/kernel/ftrace_enabled; r=$?; umount $d; exit $r",
+    ),
+    ("guard-tracing", "unshare -mpf --mount-proc sh -c 'echo 0 > /proc/sys/kernel/ftrace_enabled'"),
+    (
+        "guard-tracing",
+        "mountpoint -q /sys/kernel/tracing || mount -t tracefs none /sys/kernel/tracing; echo 0 > /sys/kernel/tracing/tracing_on",
+    ),
+    (
+        "guard-tracing",
+        "mountpoint -q /sys/kernel/debug || mount -t debugfs none /sys/kernel/debug; echo 0 > /sys/kernel/debug/kprobes/enabled",
+    ),
+    ("guard-sysctl", "echo '|/bin/true' > /proc/sys/kernel/core_pattern"),
+    ("guard-sysctl", "echo /tmp/x > /proc/sys/kernel/modprobe"),
+    ("guard-sysctl", "echo f > /proc/sysrq-trigger"),
+    ("guard-memory", "exec 3<>/dev/mem"),
+    ("guard-device", "exec 3<>$(findmnt -no SOURCE /)"),
+    (
+        "guard-device",
+        "m=$(mktemp -u); mknod $m b $(lsblk -nrdo MAJ:MIN $(findmnt -no SOURCE /) | tr : ' '); exec 3<>$m",
+    ),
+    ("guard-lockdown", "echo integrity > /sys/kernel/security/lockdown"),
+    ("guard-module", "modprobe dummy"),
+    ("guard-kexec", "python3 -c 'import ctypes,sys; sys.exit(ctypes.CDLL(None).syscall(246,0,0,0,0) != 0)'"),
+];
+
+/// What only a session is refused.
+const OF_SESSIONS: &[(&str, &str)] = &[
+    ("guard-bpf", "bpftool prog list"),
+    ("guard-secret", "cat $HOME_OF_AGENT/state/keys/current"),
+    (
+        "guard-perf",
+        "python3 -c 'import ctypes,sys; a=ctypes.create_string_buffer(128); a[0]=1; a[4]=112; sys.exit(ctypes.CDLL(None,use_errno=True).syscall(298,a,0,-1,-1,0) < 0)'",
+    ),
+];
+
+#[test]
+fn the_tier_is_the_one_that_the_kernel_was_booted_for() {
+    need_kernel!();
+    let Ok(tier) = std::env::var("BREAKGLASS_LAB_TIER") else {
+        eprintln!("skipped: only in the lab");
+        return;
+    };
+    let started = Instant::now();
+    let mut recording = Recording::start();
+    println!("loaded in {:?}", started.elapsed());
+    let info = recording.kernel().info().clone();
+    println!("{:#?}", info.programs);
+    let folder = fs::read_dir(&recording.options.pins).unwrap().next().unwrap().unwrap().path();
+    for (program, hook) in &info.programs {
+        if !folder.join(format!("prog_{program}")).exists() {
+            println!("this kernel has no {hook}");
+        }
+    }
+    assert_eq!(info.tier.as_str(), tier, "{}", info.tier_reason);
+}
+
+#[test]
+fn root_of_a_session_is_refused_everything() {
+    need_lab!(["full"]);
+    let home = Home::new();
+    let mut recording = home.recording();
+    recording.kernel().begin_session(5).unwrap();
+    for table in [AGENTS, SWITCHES, OF_SESSIONS] {
+        expect_refusals(&mut recording, &home, true, table);
+    }
+    unharmed(&home);
+    assert!(recording.seen.iter().all(|observed| observed.slot == 5 || observed.slot == 0));
+    recording.kernel().end_session(5).unwrap();
+}
+
+#[test]
+fn root_outside_of_the_session_is_refused_while_it_is_open() {
+    need_lab!(["full"]);
+    let home = Home::new();
+    let mut recording = home.recording();
+    recording.kernel().begin_session(5).unwrap();
+    for table in [AGENTS, SWITCHES] {
+        expect_refusals(&mut recording, &home, false, table);
+    }
+    unharmed(&home);
+    // What is none of the agent's goes on.
+    let fine = "cat $HOME_OF_AGENT/agent.toml && d=$(mktemp -d) && mount -t tmpfs none $d && touch $d/x && umount $d && rmdir $d \
+                && bpftool map list > /dev/null && unshare -m sh -c 'mount -t tmpfs none /mnt && touch /mnt/x && umount /mnt'";
+    let output = root(&recording, false, &home, fine);
+    assert!(output.status.success(), "{output:?}");
+    recording.kernel().end_session(5).unwrap();
+}
+
+#[test]
+fn at_rest_only_programs_pins_and_process_are_guarded() {
+    need_lab!(["full"]);
+    let home = Home::new();
+    let mut recording = home.recording();
+    let always: Vec<(&str, &str)> = AGENTS
+        .iter()
+        .copied()
+        .filter(|(code, script)| {
+            matches!(*code, "guard-ptrace" | "guard-pins")
+                || (*code == "guard-signal" && !script.contains("TERM"))
+                || (*code == "guard-priority" && !script.contains("oom_score_adj"))
+                || (*code == "guard-mount" && (script.contains("bpf") || script.contains("PINS")))
+        })
+        .collect();
+    assert!(always.len() > 12);
+    expect_refusals(&mut recording, &home, false, &always);
+    let id = "bpftool -j map list | python3 -c 'import json,sys; print([m[\"id\"] for m in json.load(sys.stdin)][-1])'";
+    let _ = id;
+    let fine = "echo new > $HOME_OF_AGENT/agent.toml && touch $HOME_OF_AGENT/state/spool/x && sysctl -qw kernel.ftrace_enabled=1 && modprobe dummy";
+    let output = root(&recording, false, &home, fine);
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn the_agents_maps_are_nobody_elses() {
+    need_lab!(["full"]);
+    let home = Home::new();
+    let mut recording = home.recording();
+    let table = [
+        (
+            "guard-bpf",
+            "bpftool map update pinned $PINS/*/map_SETTINGS key 0 0 0 0 value 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0",
+        ),
+        ("guard-bpf", "bpftool prog show pinned $PINS/*/prog_process_exec"),
+        ("guard-bpf", "bpftool map dump name SETTINGS"),
+        ("guard-bpf", "bpftool prog dump xlated name process_exec"),
+    ];
+    expect_refusals(&mut recording, &home, false, &table);
+    assert!(recording.command("/bin/true").status().unwrap().success());
+}
+
+fn unharmed(home: &Home) {
+    assert_eq!(fs::read_to_string(FTRACE).unwrap().trim(), "1");
+    for file in ["state/spool/segment", "state/keys/current", "agent.toml", "run/source"] {
+        assert_eq!(fs::read_to_string(home.path(file)).unwrap(), "as it was\n", "{file}");
+    }
+    assert_eq!(fs::read_dir(home.path("state")).unwrap().count(), 2);
+    assert_eq!(fs::read_dir(home.path("units")).unwrap().count(), 0);
+}
+
+/// Waits for a notice of this code.
+fn notice(recording: &mut Recording, code: &str) -> Notice {
+    let health = std::sync::Arc::clone(recording.kernel().health());
+    let limit = Instant::now() + DEADLINE;
+    loop {
+        match health.take_notice() {
+            Some(notice) if notice.code == code => return notice,
+            Some(_) => {}
+            None => std::thread::sleep(Duration::from_millis(20)),
+        }
+        assert!(Instant::now() < limit, "no notice {code}");
+    }
+}
+
+#[test]
+fn programs_that_are_switched_off_are_missed() {
+    need_lab!(["full", "trace"]);
+    let home = Home::new();
+    let mut recording = home.recording();
+    let tier = recording.kernel().info().tier;
+    recording.kernel().begin_session(5).unwrap();
+    assert!(recording.command("/bin/true").status().unwrap().success());
+    // The agent itself may; in tier trace everybody may.
+    fs::write(FTRACE, "0").unwrap();
+    let codes: &[&str] =
+        if tier == Tier::Full { &["blinded-functions", "blinded-hooks"] } else { &["blinded-functions"] };
+    for code in codes {
+        let said = notice(&mut recording, code);
+        println!("{}", said.message);
+    }
+    assert_eq!(recording.kernel().health().tier(tier), Tier::Basic);
+    // Refused is not possible any more; killed is.
+    let limit = Instant::now() + DEADLINE;
+    loop {
+        let status = recording.command("/bin/true").status().unwrap();
+        if std::os::unix::process::ExitStatusExt::signal(&status) == Some(9) {
+            break;
+        }
+        assert!(Instant::now() < limit, "{status}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    recording.until("the kill", |seen| !alerts(seen, "exec-refused").is_empty());
+    let message = &alerts(&recording.seen, "exec-refused")[0].message;
+    assert!(message.contains("was killed") && message.contains("switched off"), "{message}");
+    fs::write(FTRACE, "1").unwrap();
+    notice(&mut recording, "restored-functions");
+    let limit = Instant::now() + DEADLINE;
+    while recording.command("/bin/true").status().is_ok_and(|status| !status.success()) {
+        assert!(Instant::now() < limit);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(recording.kernel().health().tier(tier), tier);
+    recording.kernel().end_session(5).unwrap();
+}
