@@ -102,18 +102,34 @@ pub fn create(plan: &Plan<'_>) -> Result<Ebpf, KernelError> {
     loader.load(object::OBJECT).map_err(|e| KernelError::Object(Box::new(e)))
 }
 
+/// Attempts at loading a program: a signal that is pending, as of a thread or child that ended, breaks the verifier off (kernel/bpf/verifier.c,
+/// `do_check`), and nothing is wrong then.
+const LOAD_ATTEMPTS: usize = 10;
+
 /// Verifies a program; nothing runs yet.
 pub fn load_program(ebpf: &mut Ebpf, program: &Program, btf: &AyaBtf) -> Result<(), KernelError> {
+    let mut result = load_once(ebpf, program, btf)?;
+    for _ in 1..LOAD_ATTEMPTS {
+        match &result {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == std::io::ErrorKind::WouldBlock => {
+                result = load_once(ebpf, program, btf)?;
+            }
+            _ => break,
+        }
+    }
+    result.map_err(|e| refused(program, e))
+}
+
+fn load_once(ebpf: &mut Ebpf, program: &Program, btf: &AyaBtf) -> Result<Result<(), ProgramError>, KernelError> {
     let loaded = find(ebpf, program)?;
-    let result = match program.hook {
+    Ok(match program.hook {
         Hook::Tracepoint(name) => {
             <&mut BtfTracePoint>::try_from(loaded).and_then(|loaded: &mut BtfTracePoint| loaded.load(name, btf))
         }
         Hook::Entry(name) => <&mut FEntry>::try_from(loaded).and_then(|loaded: &mut FEntry| loaded.load(name, btf)),
         Hook::Return(name) => <&mut FExit>::try_from(loaded).and_then(|loaded: &mut FExit| loaded.load(name, btf)),
         Hook::Security(name) => <&mut Lsm>::try_from(loaded).and_then(|loaded: &mut Lsm| loaded.load(name, btf)),
-    };
-    result.map_err(|e| refused(program, e))
+    })
 }
 
 /// What a loaded program cost to verify, where the kernel says so.

@@ -57,7 +57,8 @@ fn crash() -> Result<()> {
 
 fn hunt(kills: u64, seed: u64) -> Result<()> {
     let mut chance = Chance(seed);
-    Stack::with(Options::default(), |stack| {
+    // What is to be recorded must run on while the agent is dead.
+    Stack::with(Options { unrecorded: "record", ..Options::default() }, |stack| {
         let opened = stack.open("crashes", "1h")?;
         let line = format!("{} execs 1000000 --rate {RATE}", stack.probe().display());
         let mut load = stack.ssh(&opened).arg(line).stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
