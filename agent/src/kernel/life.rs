@@ -11,7 +11,7 @@ use std::{
     io::{self, Read as _, Write as _},
     os::fd::{AsRawFd as _, OwnedFd},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
@@ -19,7 +19,7 @@ use std::{
 };
 
 use breakglass_abi::{
-    Agent, GuardedKey, Pulse,
+    Agent, GuardedKey, Pulse, Settings,
     settings::{AGENT_ALIVE, CANARY_FUNCTION, CANARY_HOOK, CANARY_TRACEPOINT, PULSE_BLIND, PULSE_SPOOL_FULL},
 };
 use nix::{
@@ -36,7 +36,7 @@ use tokio::sync::Notify;
 use super::{
     error::KernelError,
     guard::{self, Belongings, Place},
-    maps::{GuardMaps, Life},
+    maps::{GuardMaps, Life, Maps},
     object::Means,
     pins::Pins,
 };
@@ -72,6 +72,8 @@ pub struct Health {
     /// Whether they have been asked.
     asked: AtomicBool,
     blind: Mutex<Blind>,
+    /// What the programs were told last; held while they are told something else. Nothing before they are in charge.
+    told: Mutex<Option<Settings>>,
     notices: Mutex<VecDeque<Notice>>,
     noticed: Notify,
     means: Means,
@@ -100,6 +102,23 @@ impl Health {
     /// Says whether the spool takes what comes. While it does not, no program of a session starts.
     pub fn set_spool_full(&self, full: bool) {
         self.spool_full.store(full, Ordering::Relaxed);
+    }
+
+    /// Tells the programs; from now on what somebody else tells them is noticed and taken back.
+    pub fn tell_settings(&self, maps: &mut Maps, settings: Settings) -> Result<(), KernelError> {
+        let mut told = self.told();
+        maps.set_settings(settings)?;
+        *told = Some(settings);
+        Ok(())
+    }
+
+    /// What the programs were told last.
+    pub fn told_settings(&self) -> Option<Settings> {
+        *self.told()
+    }
+
+    fn told(&self) -> MutexGuard<'_, Option<Settings>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Which kinds of programs do not run.
@@ -217,6 +236,7 @@ impl Heart {
             attached: AtomicBool::new(false),
             asked: AtomicBool::new(false),
             blind: Mutex::default(),
+            told: Mutex::default(),
             notices: Mutex::default(),
             noticed: Notify::new(),
             means,
@@ -298,6 +318,7 @@ impl Beating {
         let mut proved: Option<Instant> = None;
         let mut resolved: Option<Instant> = None;
         while !self.health.stopping.load(Ordering::Relaxed) {
+            self.mend_settings();
             let slot = self.life.open_slot().unwrap_or(self.open_slot);
             let opened = slot != 0 && slot != self.open_slot;
             self.open_slot = slot;
@@ -318,6 +339,22 @@ impl Beating {
             }
             thread::park_timeout(BEAT);
         }
+    }
+
+    /// Root outside of tier `full` can write to the map that says which session is open and which programs are in charge.
+    fn mend_settings(&mut self) {
+        let told = self.health.told();
+        let (Some(right), Ok(found)) = (*told, self.life.settings()) else { return };
+        if found == right {
+            return;
+        }
+        let mended = match self.life.set_settings(right) {
+            Ok(()) => "they are as they were again; what happened meanwhile may not be recorded".to_owned(),
+            Err(error) => format!("they cannot be set right: {error}"),
+        };
+        drop(told);
+        self.health
+            .say("settings-changed", format!("somebody else changed what the kernel programs are told: {mended}"));
     }
 
     fn beat(&mut self) -> Result<(), KernelError> {
@@ -453,6 +490,7 @@ mod tests {
             attached: AtomicBool::new(false),
             asked: AtomicBool::new(false),
             blind: Mutex::new(blind),
+            told: Mutex::default(),
             notices: Mutex::default(),
             noticed: Notify::new(),
             means: Means { function_exits: true, security_hooks: true },

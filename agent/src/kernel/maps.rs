@@ -68,7 +68,7 @@ pub struct HelperFailure {
 
 /// Handles to the maps that the agent uses.
 pub struct Maps {
-    settings: Array<MapData, [u32; 6]>,
+    settings: SettingsMap,
     slots: HashMap<MapData, u32, u32>,
     tags: HashMap<MapData, [u64; 2], [u32; 2]>,
     terminals: HashMap<MapData, u64, [u64; 3]>,
@@ -151,17 +151,12 @@ impl Maps {
 
     /// What the programs are told.
     pub fn settings(&self) -> Result<Settings, KernelError> {
-        let [account_uid, open_slot, flags, load, load_before, reserved] =
-            self.settings.get(&0, 0).map_err(|e| KernelError::map("cannot read", "SETTINGS", e))?;
-        Ok(Settings { account_uid, open_slot, flags, load, load_before, reserved })
+        read_settings(&self.settings)
     }
 
     /// Tells the programs.
     pub fn set_settings(&mut self, settings: Settings) -> Result<(), KernelError> {
-        let Settings { account_uid, open_slot, flags, load, load_before, reserved } = settings;
-        self.settings
-            .set(0, [account_uid, open_slot, flags, load, load_before, reserved], 0)
-            .map_err(|e| KernelError::map("cannot write", "SETTINGS", e))
+        write_settings(&mut self.settings, settings)
     }
 
     /// Which load these maps are of.
@@ -262,7 +257,7 @@ pub struct Life {
     agent: Array<MapData, [u8; Agent::SIZE]>,
     pulse: Array<MapData, [u8; Pulse::SIZE]>,
     canaries: Array<MapData, u64>,
-    settings: Array<MapData, [u32; 6]>,
+    settings: SettingsMap,
 }
 
 impl Life {
@@ -297,10 +292,33 @@ impl Life {
 
     /// Number of the open session, 0 for none.
     pub fn open_slot(&self) -> Result<u32, KernelError> {
-        let [_, open_slot, ..] =
-            self.settings.get(&0, 0).map_err(|e| KernelError::map("cannot read", "SETTINGS", e))?;
-        Ok(open_slot)
+        self.settings().map(|settings| settings.open_slot)
     }
+
+    /// What the programs are told.
+    pub fn settings(&self) -> Result<Settings, KernelError> {
+        read_settings(&self.settings)
+    }
+
+    /// Tells the programs.
+    pub fn set_settings(&mut self, settings: Settings) -> Result<(), KernelError> {
+        write_settings(&mut self.settings, settings)
+    }
+}
+
+/// The map `SETTINGS`.
+type SettingsMap = Array<MapData, [u32; 6]>;
+
+fn read_settings(map: &SettingsMap) -> Result<Settings, KernelError> {
+    let [account_uid, open_slot, flags, load, load_before, reserved] =
+        map.get(&0, 0).map_err(|e| KernelError::map("cannot read", "SETTINGS", e))?;
+    Ok(Settings { account_uid, open_slot, flags, load, load_before, reserved })
+}
+
+fn write_settings(map: &mut SettingsMap, settings: Settings) -> Result<(), KernelError> {
+    let Settings { account_uid, open_slot, flags, load, load_before, reserved } = settings;
+    map.set(0, [account_uid, open_slot, flags, load, load_before, reserved], 0)
+        .map_err(|e| KernelError::map("cannot write", "SETTINGS", e))
 }
 
 /// The maps that say what is guarded.

@@ -240,8 +240,8 @@ impl Kernel {
         for program in self.session_programs() {
             load::attach(&self.pins, program)?;
         }
-        let settings = self.maps.settings()?;
-        self.maps.set_settings(Settings { open_slot: slot, ..settings })
+        let settings = self.settings()?;
+        self.heart.health().tell_settings(&mut self.maps, Settings { open_slot: slot, ..settings })
     }
 
     /// From now on every exec and fork of the session's tasks gets SIGKILL.
@@ -251,9 +251,9 @@ impl Kernel {
 
     /// Detaches the programs that run only in sessions (up to 0.3 s each), and forgets the session's tags and terminals.
     pub fn end_session(&mut self, slot: u32) -> Result<(), KernelError> {
-        let settings = self.maps.settings()?;
+        let settings = self.settings()?;
         if settings.open_slot == slot {
-            self.maps.set_settings(Settings { open_slot: 0, ..settings })?;
+            self.heart.health().tell_settings(&mut self.maps, Settings { open_slot: 0, ..settings })?;
             for program in self.session_programs() {
                 load::detach(&self.pins, program)?;
             }
@@ -262,6 +262,11 @@ impl Kernel {
         self.maps.forget_stdio(slot)?;
         self.maps.untag(slot)?;
         self.maps.forget_slot(slot)
+    }
+
+    /// What the programs were told by this agent, whatever somebody else may have told them since.
+    fn settings(&self) -> Result<Settings, KernelError> {
+        self.heart.health().told_settings().map_or_else(|| self.maps.settings(), Ok)
     }
 
     /// Processes of a session that have not ended.
@@ -394,8 +399,11 @@ fn take_over(pins: &Pins, options: &Options) -> Result<Option<Started>, KernelEr
             load::attach(pins, program)?;
         }
     }
-    maps.set_settings(settings(options, before))?;
+    heart.health().tell_settings(&mut maps, settings(options, before))?;
     heart.attached();
+    if heart.health().blind().tracepoints {
+        return Err(KernelError::Argument("they are attached and do not run"));
+    }
     let verdicts = match probe::offsets().and_then(|offsets| Ok((offsets, load::types()?))) {
         Ok((offsets, types)) => Verdicts::find(options, &offsets, &types),
         Err(error) => Verdicts::unknown(&error.to_string()),
@@ -481,8 +489,8 @@ fn begin(pins: &Pins, options: &Options, plan: &Plan<'_>, heart: Option<Heart>) 
     if plan.maps_of.is_some() {
         // Programs at functions and hooks of both loads work for a moment, those at tracepoints never both.
         maps.set_settings(Settings { load_before: before.load, ..fresh })?;
-        maps.set_settings(fresh)?;
     }
+    heart.health().tell_settings(&mut maps, fresh)?;
     heart.attached();
     Ok(heart)
 }

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aya::maps::{Array, Map, MapData};
 use breakglass_agent::kernel::Kernel;
 use breakglass_api::v1::event::Body;
 
@@ -136,4 +137,38 @@ fn nothing_runs_once_the_agent_has_ended() {
     expect_reason(&mut recording, "the agent has ended");
     until_runs(uid, true);
     recording.kernel().end_session(3).unwrap();
+}
+
+/// In tier `full` the guard lets nobody write to it; elsewhere it is put right.
+#[test]
+fn settings_that_somebody_else_changes_are_put_back() {
+    need_kernel!();
+    let mut recording = Recording::start();
+    recording.kernel().begin_session(6).unwrap();
+    assert!(runs(recording.uid));
+    let folders = std::fs::read_dir(&recording.options.pins).unwrap();
+    let pin = folders.map(|folder| folder.unwrap().path().join("map_SETTINGS")).find(|pin| pin.exists()).unwrap();
+    let map = Map::Array(MapData::from_pin(&pin).unwrap());
+    let mut settings = Array::<_, [u32; 6]>::try_from(map).unwrap();
+    let before = settings.get(&0, 0).unwrap();
+    // No account, no session, no load in charge.
+    settings.set(0, [0; 6], 0).unwrap();
+    let limit = Instant::now() + DEADLINE;
+    while settings.get(&0, 0).unwrap() != before {
+        assert!(Instant::now() < limit, "the settings stay as somebody else made them");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let health = std::sync::Arc::clone(recording.kernel().health());
+    let told = std::iter::from_fn(|| health.take_notice()).any(|notice| notice.code == "settings-changed");
+    assert!(told, "nobody hears of it");
+    until_runs(recording.uid, true);
+    let seen = recording.seen.len();
+    let mut marked = command_as(recording.uid, "/bin/true");
+    assert!(marked.arg("after-the-change").status().unwrap().success());
+    recording.until("the program after it", |all| {
+        all.iter().skip(seen).any(|observed| {
+            matches!(&observed.event.body, Some(Body::Exec(exec)) if exec.argv.iter().any(|a| a == b"after-the-change"))
+        })
+    });
+    recording.kernel().end_session(6).unwrap();
 }
