@@ -85,8 +85,7 @@ pub const CASES: &[Case] = &[
         act
     "#,
     )
-    .rough()
-    .only_in_lab("it leaves the recording switched off, which is noticed, and nothing of the session runs after that"),
+    .rough(),
     Case::root(
         8,
         "unmount_pins_and_kill",
