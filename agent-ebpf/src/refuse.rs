@@ -1,7 +1,7 @@
 //! Telling what was refused: who tried what, by which rule. Bounded for each process and rule.
 
 use aya_ebpf::{
-    helpers::{bpf_get_current_comm, bpf_ktime_get_ns, bpf_probe_read_kernel_str_bytes},
+    helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel_str_bytes, generated},
     macros::map,
     maps::LruHashMap,
 };
@@ -45,23 +45,28 @@ pub struct Attempted {
 /// Puts it on the audit ring. A function of its own: a security hook has room for one copy, and there are dozens of them.
 #[inline(never)]
 pub fn tell(attempted: &Attempted) {
-    let Some(untold) = is_due(attempted) else { return };
+    let untold = due(attempted);
+    if untold == NOT_DUE {
+        return;
+    }
     // On the stack: programs at security hooks can be interrupted by each other.
     let mut refusal = Refusal {
         header: Header { len: 0, kind: 0, flags: 0, cpu: 0, slot: 0, seq: 0, boot_ns: 0, tgid: 0, tid: 0, start_ns: 0 },
         rule: attempted.rule,
         euid: Task::current().cred().map_or(u32::MAX, |cred| load(cred, offset!(cred_euid))),
         value: attempted.value,
-        untold: u64::from(untold),
+        untold,
         inode: 0,
         dev: 0,
         target: attempted.target,
-        comm: bpf_get_current_comm().unwrap_or_default(),
+        comm: [0; 16],
         parent: [0; 32],
         name: [0; 32],
         how: attempted.how,
         reserved: 0,
     };
+    // In place: the helper's own wrapper would need room for two more of them.
+    unsafe { generated::bpf_get_current_comm((&raw mut refusal.comm).cast(), refusal.comm.len() as u32) };
     if attempted.dentry != 0 {
         name(&mut refusal, attempted.dentry);
     }
@@ -74,6 +79,15 @@ pub fn tell(attempted: &Attempted) {
         yields: true,
     };
     emit::send(envelope, (&raw mut refusal).cast(), Refusal::SIZE as u64, 0);
+}
+
+/// What [`due`] gives for an attempt that is not told.
+const NOT_DUE: u64 = u64::MAX;
+
+/// How many attempts before this one were not told. Not in the frame of [`tell`]: the stack of both and of a hook is 512 bytes.
+#[inline(never)]
+fn due(attempted: &Attempted) -> u64 {
+    is_due(attempted).map_or(NOT_DUE, u64::from)
 }
 
 /// Whether this attempt is told, and how many before it were not.

@@ -104,14 +104,16 @@ pub fn create(plan: &Plan<'_>) -> Result<Ebpf, KernelError> {
 
 /// Attempts at loading a program: a signal that is pending, as of a thread or child that ended, breaks the verifier off (kernel/bpf/verifier.c,
 /// `do_check`), and nothing is wrong then.
-const LOAD_ATTEMPTS: usize = 10;
+const LOAD_ATTEMPTS: u32 = 40;
 
 /// Verifies a program; nothing runs yet.
 pub fn load_program(ebpf: &mut Ebpf, program: &Program, btf: &AyaBtf) -> Result<(), KernelError> {
     let mut result = load_once(ebpf, program, btf)?;
-    for _ in 1..LOAD_ATTEMPTS {
+    for attempt in 1..LOAD_ATTEMPTS {
         match &result {
             Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == std::io::ErrorKind::WouldBlock => {
+                // Longer each time, up to 20 ms: signals come in flocks.
+                std::thread::sleep(std::time::Duration::from_micros(u64::from(attempt) * 500));
                 result = load_once(ebpf, program, btf)?;
             }
             _ => break,

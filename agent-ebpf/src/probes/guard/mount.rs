@@ -7,7 +7,7 @@ use aya_ebpf::{macros::lsm, programs::LsmContext};
 use breakglass_abi::{Rule, settings::GUARD_PINS};
 
 use crate::{
-    guard::{self, ALLOW, Actor},
+    guard::{self, ALLOW, Actor, Place},
     task::{Address, load, offset},
 };
 
@@ -22,30 +22,46 @@ pub fn guard_mount(context: LsmContext) -> i32 {
     mount(load(path, offset!(path_mnt)), load(path, offset!(path_dentry)), context.arg::<u64>(3)).unwrap_or(ALLOW)
 }
 
+/// One copy of the actor for all reasons: of the 512 bytes of stack that a program and what it calls have, telling takes most.
 #[inline(always)]
 fn mount(mount: u64, dentry: u64, flags: u64) -> Option<i32> {
     if flags & SPREADS != 0 {
         return None;
     }
-    // What the old call moves it names by text alone.
-    if flags & MOVES != 0 {
-        let actor = Actor::current()?;
-        if actor.open && guard::is_agents_mount(mount) {
-            return Some(actor.refused(Rule::Mount, flags, dentry, 0));
-        }
+    let place = guard::place(dentry);
+    let moves = flags & MOVES != 0;
+    if !is_near(place) && !moves {
+        return None;
     }
-    hidden(mount, dentry, flags)
+    let actor = Actor::current()?;
+    // What the old call moves it names by text alone.
+    let moved = moves && actor.open && guard::is_agents_mount(mount);
+    if moved || hides(&actor, place, mount) { Some(actor.refused(Rule::Mount, flags, dentry, 0)) } else { None }
 }
 
 /// `int move_mount(const struct path *from_path, const struct path *to_path)`
 #[lsm(hook = "move_mount")]
 pub fn guard_move_mount(context: LsmContext) -> i32 {
     let (from, to): (Address, Address) = (context.arg(0), context.arg(1));
-    let verdict = hidden(load(from, offset!(path_mnt)), load(from, offset!(path_dentry)), MOVES);
-    if let Some(verdict) = verdict {
-        return verdict;
+    moved(from, to).unwrap_or(ALLOW)
+}
+
+#[inline(always)]
+fn moved(from: Address, to: Address) -> Option<i32> {
+    let (dentry, onto): (u64, u64) = (load(from, offset!(path_dentry)), load(to, offset!(path_dentry)));
+    let (taken, covered) = (guard::place(dentry), guard::place(onto));
+    if !is_near(taken) && !is_near(covered) {
+        return None;
     }
-    hidden(load(to, offset!(path_mnt)), load(to, offset!(path_dentry)), 0).unwrap_or(ALLOW)
+    let actor = Actor::current()?;
+    let (flags, about) = if hides(&actor, taken, load(from, offset!(path_mnt))) {
+        (MOVES, dentry)
+    } else if hides(&actor, covered, load(to, offset!(path_mnt))) {
+        (0, onto)
+    } else {
+        return None;
+    };
+    Some(actor.refused(Rule::Mount, flags, about, 0))
 }
 
 /// `int sb_umount(struct vfsmount *mnt, int flags)`
@@ -78,19 +94,24 @@ fn pivot(mount: u64, dentry: u64) -> Option<i32> {
 #[inline(always)]
 fn hidden(mount: u64, dentry: u64, flags: u64) -> Option<i32> {
     let place = guard::place(dentry);
-    if place.own | place.above == 0 {
+    if !is_near(place) {
         return None;
     }
     let actor = Actor::current()?;
-    if !actor.tagged && !guard::is_agents_mount(mount) {
-        return None;
+    if hides(&actor, place, mount) { Some(actor.refused(Rule::Mount, flags, dentry, 0)) } else { None }
+}
+
+/// Whether it is guarded, or holds or leads to what is.
+#[inline(always)]
+fn is_near(place: Place) -> bool {
+    place.own | place.above != 0
+}
+
+/// Whether nobody but the agent may mount there, or take that mount away.
+#[inline(always)]
+fn hides(actor: &Actor, place: Place, mount: u64) -> bool {
+    if !is_near(place) || (!actor.tagged && !guard::is_agents_mount(mount)) || actor.helps(place) {
+        return false;
     }
-    if actor.helps(place) {
-        return None;
-    }
-    let pins = (place.own | place.above) & GUARD_PINS != 0;
-    if !pins && place.rule_against_move(actor.open).is_none() {
-        return None;
-    }
-    Some(actor.refused(Rule::Mount, flags, dentry, 0))
+    (place.own | place.above) & GUARD_PINS != 0 || place.rule_against_move(actor.open).is_some()
 }
