@@ -17,7 +17,7 @@ use tokio::{
 use tokio_stream::StreamExt as _;
 
 use super::{
-    Options, Shared, ShipError,
+    Options, Shared, ShipError, aside,
     backoff::Backoff,
     link::{self, Dial, Inbox, Link},
     window::{Acked, Window},
@@ -142,7 +142,7 @@ async fn check(
     if seq == 0 {
         return Ok((reader, Begin { acked: 0, hash: [0; 32], next: stream.oldest_seq.max(1) }));
     }
-    let looked = tokio::task::spawn_blocking(move || {
+    let looked = aside(move || {
         let hash = reader.hash_of(stream.generation, seq);
         (reader, hash)
     });
@@ -286,13 +286,13 @@ impl<'a> Pump<'a> {
         let Some(mut reader) = self.reader.take() else { return };
         if wants_frames {
             let (from, bytes) = (self.next, self.window.room());
-            self.busy = Some(Busy::Reading(tokio::task::spawn_blocking(move || {
+            self.busy = Some(Busy::Reading(aside(move || {
                 let frames = reader.read(generation, from, bytes);
                 (reader, frames)
             })));
         } else if let Some((seq, hash)) = self.to_note.take() {
             self.last_note = Instant::now();
-            self.busy = Some(Busy::Noting(tokio::task::spawn_blocking(move || {
+            self.busy = Some(Busy::Noting(aside(move || {
                 let noted = reader.acknowledge(generation, seq, hash);
                 (reader, noted)
             })));
@@ -442,7 +442,7 @@ impl<'a> Pump<'a> {
         }
         let (Some(mut reader), Some((seq, hash))) = (self.reader.take(), self.to_note) else { return };
         let generation = self.stream.generation;
-        let noted = tokio::task::spawn_blocking(move || reader.acknowledge(generation, seq, hash)).await;
+        let noted = aside(move || reader.acknowledge(generation, seq, hash)).await;
         if let Ok(Err(error)) = noted {
             tracing::warn!(%error, "what the collector has could not be noted");
         }

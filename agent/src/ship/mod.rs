@@ -30,7 +30,10 @@ use breakglass_api::{
     frame::Hash,
     v1::{Order, OrderDone},
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+};
 
 #[cfg(test)]
 use self::link::Dialling;
@@ -307,6 +310,21 @@ impl Drop for Shipper {
     }
 }
 
+/// Does what may block on a thread that may.
+fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    #[cfg(test)]
+    if let Some(turns) = model::turns() {
+        // A history comes out the same every time only if one thread does all of it.
+        return tokio::spawn(async move {
+            for _ in 0..turns {
+                tokio::task::yield_now().await;
+            }
+            work()
+        });
+    }
+    tokio::task::spawn_blocking(work)
+}
+
 struct Worker {
     dial: Arc<dyn Dial>,
     options: Options,
@@ -336,7 +354,7 @@ impl Worker {
         }
         self.shared.update(|status| status.connected = false);
         let mut reader = self.reader;
-        let flushed = tokio::task::spawn_blocking(move || reader.flush()).await;
+        let flushed = aside(move || reader.flush()).await;
         if let Ok(Err(error)) = flushed {
             tracing::warn!(%error, "what the collector acknowledged is not written down");
         }

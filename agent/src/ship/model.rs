@@ -2,9 +2,10 @@
 //! loses, delays and repeats, and a collector that stops at any moment, against lists of what was committed.
 //!
 //! Everything runs on one thread in virtual time, so that a history takes well under a millisecond and its seed says all about it.
-//! `BREAKGLASS_HISTORIES` says how many are run, `BREAKGLASS_SEED` where they begin.
+//! `BREAKGLASS_HISTORIES` says how many are run in all, with those of the spool alone; `BREAKGLASS_SEED` where they begin.
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
@@ -25,11 +26,12 @@ use super::{Dial, Dialling, Options, Pace, ShipError, Shipper, link::Link};
 use crate::spool::{
     Spool,
     fake::{FakeDisk, Faults},
-    model::{DIR, LIMITS, Model, seal_next},
+    model::{DIR, LIMITS, Model, histories, number_from, seal_next},
 };
 
-/// Histories in a run of the tests.
-const HISTORIES: u64 = 20_000;
+/// Of a hundred histories, how many are of each kind; the rest are the spool's own.
+const SHIPPING_PERCENT: u64 = 75;
+const LYING_PERCENT: u64 = 20;
 /// Seeds that found something once.
 const REGRESSIONS: &[u64] = &[];
 /// Virtual time in which everything must have arrived once everything works.
@@ -53,6 +55,16 @@ impl Chance {
     fn one_in(&self, bound: usize) -> bool {
         self.below(bound) == 0
     }
+}
+
+thread_local! {
+    /// What decides how long work beside shipping takes; present while a history runs on this thread.
+    static ASIDE: RefCell<Option<Chance>> = const { RefCell::new(None) };
+}
+
+/// Where a history runs on this thread: how many turns of the other tasks pass before work that is begun now is done.
+pub fn turns() -> Option<usize> {
+    ASIDE.with_borrow(|chance| chance.as_ref().map(|chance| chance.below(4)))
 }
 
 /// What a collector holds of a stream.
@@ -281,13 +293,19 @@ async fn pass(chance: &Chance) {
     tokio::time::sleep(Duration::from_millis(chance.below(300) as u64)).await;
 }
 
+/// How many steps a history has. Most faults need few, and some need many; many short ones and some long ones find both soonest.
+fn length(chance: &Chance) -> usize {
+    if chance.one_in(8) { 8 + chance.below(17) } else { 1 + chance.below(6) }
+}
+
 async fn history(seed: u64) {
     let chance = Chance::new(seed);
+    ASIDE.set(Some(chance.clone()));
     let world = World { collector: Arc::default(), chance: chance.clone() };
     let mut model = Model::new();
     let mut agent = Agent::new(&world);
     agent.ship(model.spool());
-    for _ in 0..4 + chance.below(10) {
+    for _ in 0..length(&chance) {
         quiet().await;
         match chance.below(12) {
             0 => model.disk().set_faults(Faults {
@@ -344,6 +362,7 @@ async fn arrive(agent: &Agent, spool: &Spool) {
 /// the status says that the collector holds something else. Nothing is damaged without a word, and nothing panics.
 async fn lying_history(seed: u64) {
     let chance = Chance::new(seed);
+    ASIDE.set(Some(chance.clone()));
     let world = World { collector: Arc::default(), chance: chance.clone() };
     let disk = FakeDisk::default();
     let open = || Spool::open_on(Arc::new(disk.clone()), Path::new(DIR), LIMITS).expect("it can always be opened").0;
@@ -351,7 +370,7 @@ async fn lying_history(seed: u64) {
     let mut agent = Agent::new(&world);
     let mut marks = 0;
     agent.ship(&spool);
-    for _ in 0..4 + chance.below(8) {
+    for _ in 0..length(&chance) {
         quiet().await;
         disk.set_lying(chance.one_in(2));
         match chance.below(4) {
@@ -384,10 +403,6 @@ async fn lying_history(seed: u64) {
     shipper.stop().await;
 }
 
-fn number_from(name: &str, otherwise: u64) -> u64 {
-    std::env::var(name).ok().map_or(otherwise, |text| text.parse().unwrap())
-}
-
 /// Runs histories on as many threads as there are processors.
 fn run_all(count: u64, run: fn(u64) -> std::pin::Pin<Box<dyn Future<Output = ()>>>) {
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
@@ -410,10 +425,10 @@ fn run_all(count: u64, run: fn(u64) -> std::pin::Pin<Box<dyn Future<Output = ()>
 
 #[test]
 fn what_is_committed_arrives_once_and_in_order_over_any_history() {
-    run_all(number_from("BREAKGLASS_HISTORIES", HISTORIES), |seed| Box::pin(history(seed)));
+    run_all(histories(SHIPPING_PERCENT), |seed| Box::pin(history(seed)));
 }
 
 #[test]
 fn a_disk_that_lies_is_noticed() {
-    run_all(number_from("BREAKGLASS_HISTORIES", HISTORIES) / 4, |seed| Box::pin(lying_history(seed)));
+    run_all(histories(LYING_PERCENT), |seed| Box::pin(lying_history(seed)));
 }

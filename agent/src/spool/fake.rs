@@ -106,8 +106,11 @@ impl FakeDisk {
         inner.now = inner.history[kept].clone();
         inner.history.clear();
         for inode in &mut inner.inodes {
+            if inode.content == inode.durable {
+                continue;
+            }
             let same = inode.content.iter().zip(&inode.durable).take_while(|(a, b)| a == b).count();
-            if inode.content != inode.durable && chance(4) > 0 {
+            if chance(4) > 0 {
                 let keep = same + chance(inode.content.len() - same + 1);
                 let mut torn = inode.content[..keep].to_vec();
                 if chance(2) == 0 {

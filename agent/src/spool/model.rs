@@ -1,9 +1,9 @@
 //! Random histories against a model that is a list of committed frames.
 
-use std::{path::Path, sync::Arc};
+use std::{cell::RefCell, path::Path, sync::Arc};
 
 use breakglass_api::{
-    frame::{self, Hash, Header, Sealed},
+    frame::{self, Hash, Header, Sealed, Sealer},
     v1::{Batch, Event},
 };
 use proptest::prelude::*;
@@ -13,6 +13,21 @@ use super::{
     fake::{FakeDisk, Faults},
     resume,
 };
+
+/// Histories in a run of the tests, those of shipping included.
+const HISTORIES: u64 = 100_000;
+/// Of a hundred, how many are of the spool alone.
+const SPOOL_PERCENT: u64 = 5;
+
+/// A number from the environment.
+pub fn number_from(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).ok().map_or(otherwise, |text| text.parse().unwrap())
+}
+
+/// How many histories of a kind are run.
+pub fn histories(percent: u64) -> u64 {
+    (number_from("BREAKGLASS_HISTORIES", HISTORIES) * percent).div_ceil(100)
+}
 
 /// Folder on the fake disk.
 pub const DIR: &str = "/spool";
@@ -31,18 +46,25 @@ pub fn seal_next(spool: &Spool, mark: u64, fill: usize, ends_group: bool) -> Sea
         events: 1,
     };
     let mut state = mark.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let noise = std::iter::repeat_with(|| {
+    let words = std::iter::repeat_with(|| {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        state as u8
+        state.to_le_bytes()
     });
+    let mut noise = words.take(fill.div_ceil(8)).collect::<Vec<_>>().into_flattened();
+    noise.truncate(fill);
     let batch = Batch {
-        sessions: vec![noise.take(fill).collect()],
+        sessions: vec![noise],
         events: vec![Event { boot_ns: mark, ..Event::default() }],
         resume: if ends_group { resume::encode(Some(&mark.to_le_bytes())) } else { Vec::new() },
     };
-    frame::seal(header, &batch, 1).unwrap()
+    SEALER.with_borrow_mut(|sealer| sealer.seal(header, &batch)).unwrap()
+}
+
+thread_local! {
+    /// Most of what a small frame costs is setting this up.
+    static SEALER: RefCell<Sealer> = RefCell::new(Sealer::new(1).unwrap());
 }
 
 /// Everything that a reader sees from `seq` on, checked against itself.
@@ -94,6 +116,12 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Reopen),
         3 => (0u64..=100).prop_map(|percent| Step::Ack { percent }),
     ]
+}
+
+/// Most faults need few steps, some need many.
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let of = |lengths| prop::collection::vec(step(), lengths);
+    prop_oneof![4 => of(1..12), 1 => of(12..60)]
 }
 
 pub struct Model {
@@ -248,10 +276,10 @@ impl Model {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: histories(SPOOL_PERCENT) as u32, ..ProptestConfig::default() })]
 
     #[test]
-    fn committed_frames_survive_any_history(steps in prop::collection::vec(step(), 1..60)) {
+    fn committed_frames_survive_any_history(steps in steps()) {
         let mut model = Model::new();
         for step in steps {
             match step {
