@@ -59,6 +59,8 @@ pub struct Options {
     pub maximum_tier: Option<&'static str>,
     /// What becomes of programs that cannot be recorded for certain: "deny" or "record".
     pub unrecorded: &'static str,
+    /// Whether sshd's host keys are made anew after each session.
+    pub renew_host_keys: bool,
 }
 
 impl Default for Options {
@@ -79,6 +81,7 @@ impl Default for Options {
             bulk_ring: None,
             maximum_tier: None,
             unrecorded: "deny",
+            renew_host_keys: false,
         }
     }
 }
@@ -348,7 +351,7 @@ fn agent_config(run: &Run, account: &Account, sshd: &Sshd, options: &Options, co
     };
     format!(
         "[host]\nname = \"{}\"\nenrolment = \"{folder}/host\"\nstate = \"{folder}/state\"\nruntime = \"{folder}/run\"\n\n\
-         [account]\nname = \"{}\"\nssh_port = {}\nssh_host_keys = \"{}\"\n\n\
+         [account]\nname = \"{}\"\nssh_port = {}\nssh_host_keys = \"{}\"\nrenew_ssh_host_keys = {renew}\n\n\
          [grant]\nallowed_signers = \"{folder}/allowed_signers\"\nmax_ttl = \"{max}\"\ndefault_ttl = \"{max}\"\nuser_verification = {verified}\n\n\
          [control]\nsocket = \"{folder}/run/control.sock\"\nlisten = \"127.0.0.1:0\"\n{ship}\n\
          [notice]\nsyslog = false\n\n[aftermath]\nwalk = {walk}\n\n[kernel]\npins = \"{}\"\n{kernel}",
@@ -360,6 +363,7 @@ fn agent_config(run: &Run, account: &Account, sshd: &Sshd, options: &Options, co
         max = options.max_ttl,
         verified = options.user_verification,
         walk = options.walk,
+        renew = options.renew_host_keys,
         kernel = kernel_settings(options),
     )
 }

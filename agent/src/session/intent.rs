@@ -187,11 +187,10 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn intent() -> Intent {
-        Intent {
+impl Intent {
+    /// One for tests.
+    pub fn sample() -> Self {
+        Self {
             session: Uuid::now_v7(),
             slot: 7,
             boot_id: "00".into(),
@@ -205,26 +204,31 @@ mod tests {
             revision: 0,
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
 
     #[test]
     fn one_folder_is_enough() {
         let good = tempfile::tempdir().unwrap();
         let missing = good.path().join("missing");
         for store in [IntentStore::new(good.path(), &missing), IntentStore::new(&missing, good.path())] {
-            let intent = intent();
+            let intent = Intent::sample();
             store.write(&intent).unwrap();
             assert_eq!(store.read(), Some(intent));
             store.clear().unwrap();
             assert_eq!(store.read(), None);
         }
-        let error = IntentStore::new(&missing, &missing).write(&intent()).unwrap_err();
+        let error = IntentStore::new(&missing, &missing).write(&Intent::sample()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 
     #[test]
     fn the_newer_of_two_notes_counts() {
         let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let older = intent();
+        let older = Intent::sample();
         let newer = Intent { revision: 1, deadline_boot_ns: 2, ..older.clone() };
         let missing = first.path().join("missing");
         for (state, runtime) in [(&older, &newer), (&newer, &older)] {

@@ -5,7 +5,7 @@
 //! | the operators' SSH keys | the key source names them no more; a grant is for one session |
 //! | one-time codes | what was used was burnt before it opened; how many are left is counted, and few is a warning |
 //! | the account's password | there is none; one that the session set is gone with the lock |
-//! | sshd's host keys | made anew where the configuration says so |
+//! | sshd's host keys | made anew where the configuration says so; where it does not, that they were kept is said |
 //!
 //! The host's signing key is not among them: it evolves by itself ([`crate::evidence`]).
 
@@ -41,8 +41,10 @@ const SSHD: &[&str] = &["ssh.service", "sshd.service"];
 pub struct Rotation {
     /// Where the codes are; none in tests of other things.
     state: PathBuf,
-    /// Folder with sshd's host keys, if they are to be made anew.
+    /// Folder with sshd's host keys; none in tests of other things.
     host_keys: Option<PathBuf>,
+    /// Whether they are to be made anew.
+    renew_host_keys: bool,
     /// What the account's entry said before it was locked.
     found: Mutex<Option<State>>,
 }
@@ -53,7 +55,8 @@ impl Rotation {
         let account = &config.account;
         Self {
             state: config.host.state.clone(),
-            host_keys: account.renew_ssh_host_keys.then(|| account.ssh_host_keys.clone()),
+            host_keys: Some(account.ssh_host_keys.clone()),
+            renew_host_keys: account.renew_ssh_host_keys,
             found: Mutex::default(),
         }
     }
@@ -76,18 +79,22 @@ impl Rotation {
         }
         let found = self.found.lock().unwrap_or_else(PoisonError::into_inner).take();
         credentials.push(password(account, found));
-        if let Some(folder) = &self.host_keys {
-            credentials.extend(renew_host_keys(folder));
+        match &self.host_keys {
+            Some(folder) if self.renew_host_keys => credentials.extend(renew_host_keys(folder)),
+            Some(folder) => credentials.extend(host_keys(folder).iter().map(|path| kept(path))),
+            None => {}
         }
-        for kept in credentials.iter().filter(|credential| !credential.void) {
-            tracing::warn!(kind = kept.kind().as_str_name(), name = kept.name, detail = kept.detail, "not rotated");
+        for one in credentials.iter().filter(|credential| credential.attention) {
+            let (kind, what) = (one.kind().as_str_name(), if one.void { "rotated" } else { "not rotated" });
+            tracing::warn!(kind, name = one.name, detail = one.detail, "{what}");
         }
         CredentialsRotated { credentials }
     }
 }
 
 fn credential(kind: Kind, name: &str, detail: String, void: bool) -> Credential {
-    Credential { kind: kind.into(), name: name.to_owned(), successor: String::new(), detail, void }
+    let (successor, attention) = (String::new(), !void);
+    Credential { kind: kind.into(), name: name.to_owned(), successor, detail, void, attention }
 }
 
 fn login_key(fingerprint: &str, operator: &str) -> Credential {
@@ -96,16 +103,20 @@ fn login_key(fingerprint: &str, operator: &str) -> Credential {
 }
 
 fn codes(book: &Book) -> Credential {
-    let (detail, sound) = match book.tally() {
-        Ok(tally) if tally.left > FEW => (format!("the code is burnt; {} are left", tally.left), true),
-        Ok(tally) => (
-            format!("the code is burnt; only {} are left, issue new ones: breakglass-agent codes issue", tally.left),
-            true,
-        ),
-        Err(CodeError::None) => ("the sheet is gone, and the code with it; issue a new one".to_owned(), true),
-        Err(error) => (format!("whether the code is burnt cannot be read: {error}"), false),
+    let burnt = |detail: String, attention| Credential {
+        attention,
+        ..credential(Kind::OneTimeCode, "", format!("the code is burnt; {detail}"), true)
     };
-    credential(Kind::OneTimeCode, "", detail, sound)
+    match book.tally() {
+        Ok(tally) if tally.left > FEW => burnt(format!("{} are left", tally.left), false),
+        Ok(tally) => burnt(format!("only {} are left, issue new ones: breakglass-agent codes issue", tally.left), true),
+        Err(CodeError::None) => {
+            burnt("the sheet is gone too, issue a new one: breakglass-agent codes issue".into(), true)
+        }
+        Err(error) => {
+            credential(Kind::OneTimeCode, "", format!("whether the code is burnt cannot be read: {error}"), false)
+        }
+    }
 }
 
 fn password(account: &str, found: Option<State>) -> Credential {
@@ -117,8 +128,8 @@ fn password(account: &str, found: Option<State>) -> Credential {
     credential(Kind::Password, account, detail, true)
 }
 
-/// Makes every host key in the folder anew, and has sshd take them.
-fn renew_host_keys(folder: &Path) -> Vec<Credential> {
+/// sshd's private host keys in the folder.
+fn host_keys(folder: &Path) -> Vec<PathBuf> {
     let mut keys: Vec<PathBuf> = fs::read_dir(folder)
         .into_iter()
         .flatten()
@@ -127,7 +138,19 @@ fn renew_host_keys(folder: &Path) -> Vec<Credential> {
         .take(HOST_KEYS_MAX)
         .collect();
     keys.sort();
-    let renewed: Vec<Credential> = keys.iter().map(|path| renew(path)).collect();
+    keys
+}
+
+/// What is said of a host key that the configuration keeps: nobody has to do anything, and a reader should know.
+fn kept(path: &Path) -> Credential {
+    let name = fingerprint(path).unwrap_or_else(|_| path.display().to_string());
+    let detail = "kept, as configured, though root could read it; account.renew_ssh_host_keys has it made anew";
+    Credential { attention: false, ..credential(Kind::SshHostKey, &name, detail.to_owned(), false) }
+}
+
+/// Makes every host key in the folder anew, and has sshd take them.
+fn renew_host_keys(folder: &Path) -> Vec<Credential> {
+    let renewed: Vec<Credential> = host_keys(folder).iter().map(|path| renew(path)).collect();
     if renewed.is_empty() {
         let detail = format!("there are no host keys in {}; set account.ssh_host_keys", folder.display());
         return vec![credential(Kind::SshHostKey, "", detail, false)];
@@ -236,6 +259,20 @@ mod tests {
         let kept = renew_host_keys(folder.path());
         assert!(!kept[0].void && kept[0].detail.contains("certificate"), "{kept:?}");
         assert_eq!(one.successor, fingerprint(&path).unwrap());
+    }
+
+    #[test]
+    fn keys_that_are_kept_are_said() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("ssh_host_ed25519_key"), "x").unwrap();
+        let mut config = Config::default();
+        config.account.ssh_host_keys = folder.path().to_owned();
+        config.host.state = folder.path().to_owned();
+        let session = Intent { admitted: Vec::new(), ..Intent::sample() };
+        let rotated = Rotation::new(&config).run("emergency", &session);
+        let key = rotated.credentials.iter().find(|one| one.kind() == Kind::SshHostKey).unwrap();
+        assert!(!key.void && !key.attention && key.detail.contains("kept, as configured"), "{key:?}");
+        assert_eq!(fs::read(folder.path().join("ssh_host_ed25519_key")).unwrap(), b"x");
     }
 
     #[test]

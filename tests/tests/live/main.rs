@@ -17,6 +17,7 @@ mod harness;
 mod record;
 mod refusals;
 mod review;
+mod rotation;
 mod stdio;
 mod terminal;
 mod wire;
@@ -80,6 +81,7 @@ fn main() -> ExitCode {
         harness::TESTS,
         record::TESTS,
         review::TESTS,
+        rotation::TESTS,
         stdio::TESTS,
         terminal::TESTS,
         wire::TESTS,

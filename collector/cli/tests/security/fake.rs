@@ -222,6 +222,7 @@ fn kind_of(event: &v1::RecordedEvent) -> &'static str {
         Some(Body::Alert(_)) => "alert",
         Some(Body::Gap(_)) => "gap",
         Some(Body::SessionClosed(_)) => "session_closed",
+        Some(Body::CredentialsRotated(_)) => "credentials_rotated",
         other => panic!("an event of a kind that no test has: {other:?}"),
     }
 }

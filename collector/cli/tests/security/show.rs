@@ -1,7 +1,9 @@
 //! What `show` says beyond commands: successors, what was left behind, others' programs; and in which order.
 
 use breakglass_api::v1::{
-    Alert, Cosigner, Event, Exec, KernelRef, LeftBehind, Process, RecordedEvent, Ring, Session, WitnessLink,
+    Alert, Cosigner, CredentialsRotated, Event, Exec, KernelRef, LeftBehind, Process, RecordedEvent, Ring, Session,
+    WitnessLink,
+    credentials_rotated::{Credential, Kind},
     event::Body,
     left_behind::{Change, Severity},
     witness_link,
@@ -53,6 +55,64 @@ fn a_process_that_became_another_has_no_unknown_end() {
     assert_eq!(text.matches("runs              nohup sleep 9").count(), 1, "{text}");
     assert_eq!(text.matches("→ 2               became another: nohup").count(), 1, "{text}");
     assert_eq!(text.matches("nohup").count(), 2, "{text}");
+}
+
+/// The sample's session with the host's word about its credentials.
+fn rotated(credentials: &[(Kind, &str, &str, bool, bool)]) -> Answers {
+    let credentials = credentials.iter().map(|(kind, name, detail, void, attention)| Credential {
+        kind: (*kind).into(),
+        name: (*name).to_owned(),
+        detail: (*detail).to_owned(),
+        void: *void,
+        attention: *attention,
+        ..Credential::default()
+    });
+    let body = Body::CredentialsRotated(CredentialsRotated { credentials: credentials.collect() });
+    let event = Event { body: Some(body), ..Event::default() };
+    let mut answers = sample::answers();
+    answers.events.push(RecordedEvent {
+        session: ID.to_owned(),
+        wall_ns: NOON + 870 * SECOND,
+        event: Some(event),
+        ..RecordedEvent::default()
+    });
+    answers
+}
+
+#[test]
+fn what_became_of_the_credentials_stands_below() {
+    let all = [
+        (Kind::LoginKey, "SHA256:k", "the key of alice\x1b[2J logs in no more", true, false),
+        (Kind::OneTimeCode, "", "the code is burnt; only 1 are left", true, true),
+        (Kind::SshHostKey, "SHA256:h", "kept, as configured", false, false),
+    ];
+    let text = printed(&Fake::start(rotated(&all)), &["show", ID]);
+    let below = &text[text.find("\n  credentials").unwrap() + 1..];
+    assert!(below.starts_with("  credentials  1 kept, as configured; no other is good any more\n"), "{text}");
+    for line in [
+        "    - login key SHA256:k: the key of alice\\x1b[2J logs in no more\n",
+        "    ! one-time code: the code is burnt; only 1 are left\n",
+        "    - host key SHA256:h: kept, as configured\n",
+    ] {
+        assert!(below.contains(line), "{line:?} is not in {text}");
+    }
+    let lines = json_lines(&printed(&Fake::start(rotated(&all)), &["show", ID, "--json"]));
+    let told: Vec<_> = lines.iter().filter(|line| line["event"]["kind"] == "credentials_rotated").collect();
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0]["event"]["credentials_rotated"]["credentials"][1]["kind"], "one_time_code");
+
+    let good = printed(&Fake::start(rotated(&all[..1])), &["show", ID]);
+    assert!(good.contains("  credentials  none of them is good any more\n"), "{good}");
+    let failed = [(Kind::SshHostKey, "SHA256:h", "is as it was: the disk is full", false, true)];
+    let bad = printed(&Fake::start(rotated(&failed)), &["show", ID]);
+    assert!(bad.contains("  credentials  1 as good as before\n    ! host key SHA256:h: is as it was"), "{bad}");
+}
+
+#[test]
+fn a_host_that_says_nothing_of_credentials_is_told_of_and_an_open_session_has_none() {
+    let text = printed(&Fake::start(sample::answers()), &["show", ID]);
+    assert!(text.contains("  credentials  not known: the host has not told what became of them\n"), "{text}");
+    assert!(!printed(&Fake::start(sample::answers()), &["show", OPEN_ID]).contains("credentials"));
 }
 
 #[test]

@@ -17,6 +17,7 @@ use crate::{
 };
 
 mod actions;
+mod credentials;
 mod header;
 mod left;
 mod timeline;
@@ -86,6 +87,7 @@ pub async fn run(args: &ShowArgs, config: &Config, options: &Options) -> Result<
     if follow {
         session = compared(&mut desk, session).await?;
     }
+    credentials::show(&mut desk, &session).await?;
     if !desk.printer.is_json() {
         left::print(&mut desk.printer, &session, args.all)?;
     } else if follow {
