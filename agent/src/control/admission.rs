@@ -106,6 +106,11 @@ impl Ticket {
         self.change(|entry| entry.failures = entry.failures.saturating_add(1));
     }
 
+    /// Whether a wrong proof was noted.
+    pub fn has_failed(&self) -> bool {
+        self.admission.entries().get(&self.number).is_some_and(|entry| entry.failures > 0)
+    }
+
     fn change(&self, change: impl FnOnce(&mut Entry)) {
         if let Some(entry) = self.admission.entries().get_mut(&self.number) {
             change(entry);

@@ -16,7 +16,7 @@ use super::{
     CloseBy, Permit, Sessions,
     admission::Ticket,
     code,
-    cost::Checks,
+    cost::{Attempt, Checks},
     fold::Refusals,
     source::Source,
     verifier::Verifier,
@@ -85,7 +85,7 @@ async fn answer<S: Sessions>(
         Some(Request::Status(_)) => Answer::Status(shared.sessions.status(source.is_local()).await),
         Some(Request::Open(open)) => {
             let signed = Signed { text: open.grant_text, signature: open.signature };
-            match shared.open(signed.clone(), open.cosignatures, source).await {
+            match shared.open(signed.clone(), open.cosignatures, source, ticket).await {
                 Ok(opened) => Answer::Opened(opened),
                 Err(refusal) => {
                     ticket.failed();
@@ -95,7 +95,7 @@ async fn answer<S: Sessions>(
         }
         Some(Request::Close(close)) => {
             let signed = Signed { text: close.close_text, signature: close.signature };
-            match shared.close(signed.clone(), source).await {
+            match shared.close(signed.clone(), source, ticket).await {
                 Ok(closed) => Answer::Closed(closed),
                 Err(refusal) => {
                     ticket.failed();
@@ -133,11 +133,13 @@ impl<S: Sessions> Shared<S> {
         signed: Signed,
         cosignatures: Vec<v1::Cosignature>,
         source: Source,
+        ticket: &Ticket,
     ) -> Result<v1::Opened, Refusal> {
         let started = Instant::now();
+        let attempt = self.attempt(&signed, source, ticket);
         let verifier = Arc::clone(&self.verifier);
         let check = move || verifier.grant(signed, &cosignatures, source);
-        let grant = self.checks.run(source.group(), check).await?;
+        let grant = self.checks.run(attempt, check).await?;
         if let Some(number) = grant.prepared {
             // Its use is noted for good, so whatever would stop the session is looked for before.
             self.sessions.ready().await?;
@@ -153,7 +155,7 @@ impl<S: Sessions> Shared<S> {
         // A code is gone once it is checked, so whatever would stop the session is looked for before.
         self.sessions.ready().await?;
         let (verifier, group) = (Arc::clone(&self.verifier), code::group(&request, source));
-        let grant = self.guesses.run(group, move || verifier.code(&request, source)).await?;
+        let grant = self.guesses.guess(group, move || verifier.code(&request, source)).await?;
         self.open_permitted(Permit::Code(Box::new(grant)), source, started).await
     }
 
@@ -170,16 +172,26 @@ impl<S: Sessions> Shared<S> {
         Ok(opened)
     }
 
-    async fn close(self: &Arc<Self>, signed: Signed, source: Source) -> Result<v1::Closed, Refusal> {
+    async fn close(self: &Arc<Self>, signed: Signed, source: Source, ticket: &Ticket) -> Result<v1::Closed, Refusal> {
         let by = if signed.text.is_empty() && signed.signature.is_empty() {
             self.local_closer(source)?
         } else {
+            let attempt = self.attempt(&signed, source, ticket);
             let verifier = Arc::clone(&self.verifier);
-            let close = self.checks.run(source.group(), move || verifier.close(signed, source)).await?;
+            let close = self.checks.run(attempt, move || verifier.close(signed, source)).await?;
             CloseBy::Operator(Box::new(close))
         };
         let sessions = Arc::clone(&self.sessions);
         finished(tokio::spawn(async move { sessions.close(by, source).await })).await
+    }
+
+    /// What decides how long the check of a proof has to wait. Reads the text, which costs microseconds.
+    fn attempt(&self, signed: &Signed, source: Source, ticket: &Ticket) -> Attempt {
+        Attempt {
+            group: source.group(),
+            failed_before: ticket.has_failed(),
+            challenge: self.verifier.challenge_of(&signed.text),
+        }
     }
 
     /// Over the Unix socket root and the emergency account need no signature: they are on the host already.

@@ -39,8 +39,6 @@ use crate::grant::{Refusal, VerifiedClose, VerifiedGrant};
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Pause after `accept` failed, most likely for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Longest rest after a wrong one-time code: at 64 random bits the rate of guesses does not matter, what they cost does.
-const GUESS_REST: Duration = Duration::from_millis(500);
 /// How long requests that are being worked on may take at shutdown. Closing a session takes a second.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -155,7 +153,7 @@ pub async fn serve<S: Sessions>(
         sessions,
         verifier,
         checks: Checks::default(),
-        guesses: Checks::resting(GUESS_REST),
+        guesses: Checks::of_codes(),
         refusals: Refusals::default(),
     });
 

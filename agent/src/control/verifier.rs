@@ -9,7 +9,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use breakglass_api::v1;
+use breakglass_api::{
+    grant::{CloseText, Request},
+    v1,
+};
 use jiff::tz::TimeZone;
 use nix::libc;
 
@@ -131,6 +134,19 @@ impl Verifier {
             hardware_only: rules.hardware_only || rules.user_verification,
             ticket_pattern: rules.ticket.as_ref().map(|t| t.as_str().to_owned()).unwrap_or_default(),
         }
+    }
+
+    /// What a text answers, where that is a challenge of this host's which is good now, or the number of a grant that was signed ahead.
+    /// Says nothing about the signature.
+    pub fn challenge_of(&self, text: &[u8]) -> Option<Vec<u8>> {
+        let claim = match Request::parse(text) {
+            Ok(Request::Prepared(prepared)) => return Some(prepared.number.into()),
+            Ok(Request::One(text)) => text.claim,
+            Ok(Request::Many(many)) => many.for_host(&self.identity.host_id)?.claim,
+            Err(_) => CloseText::parse(text).ok()?.claim,
+        };
+        self.nonces.check(&claim.nonce, clock::boot_ns()).ok()?;
+        Some(claim.nonce)
     }
 
     /// Checks a request to break the glass; uses its nonce up if it is good. One that was signed ahead has none: see [`Self::use_up`].
