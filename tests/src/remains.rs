@@ -1,7 +1,7 @@
 //! Looks for bytes in everything that a host and a collector keep: files as they lie, frames decompressed, database values.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -66,16 +66,22 @@ pub fn frames(bytes: &[u8]) -> Result<Vec<Found>> {
     Ok(found_frames)
 }
 
-/// Every file below a folder.
-pub fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+/// Every file below a folder that is still there when it is come to.
+pub fn files(top: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    let mut folders = vec![folder.to_owned()];
+    let mut folders = vec![top.to_owned()];
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        let entries = match fs::read_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && folder != top => continue,
+            entries => entries.with_context(|| format!("cannot read {}", folder.display()))?,
+        };
+        for entry in entries {
             let entry = entry?;
-            match entry.file_type()? {
-                kind if kind.is_dir() => folders.push(entry.path()),
-                kind if kind.is_file() => files.push(entry.path()),
+            // Where the folder does not say what an entry is, it is looked at, and may be gone by then.
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => folders.push(entry.path()),
+                Ok(kind) if kind.is_file() => files.push(entry.path()),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
                 _ => {}
             }
         }

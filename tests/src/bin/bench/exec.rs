@@ -32,15 +32,8 @@ const PACED: u64 = 10_000;
 /// A user that is not the emergency account.
 const BYSTANDER: u32 = 65_534;
 
-pub fn measure(effort: Effort) -> Result<Vec<Figure>> {
-    let mut figures = overhead(effort)?;
-    figures.extend(load(effort)?);
-    figures.extend(size(effort)?);
-    Ok(figures)
-}
-
-/// Without a collector: it would share this machine's cores, which it does not do where it matters.
-fn overhead(effort: Effort) -> Result<Vec<Figure>> {
+/// What recording costs a program. Without a collector: it would share this machine's cores, which it does not do where it matters.
+pub fn overhead(effort: Effort) -> Result<Vec<Figure>> {
     Stack::with(Options { ship: false, ..Options::default() }, |stack| {
         let (mut shell, mut library) = (Overhead::default(), Overhead::default());
         for _ in 0..effort.runs(ROUNDS) {
@@ -125,15 +118,17 @@ fn processor_time(stack: &Stack, uid: u32, load: &[&str]) -> Result<f64> {
 }
 
 /// The two numbers that the probe prints: nanoseconds on the clock, and of processor time.
-fn times(text: &str) -> Result<(f64, f64)> {
+pub fn times(text: &str) -> Result<(f64, f64)> {
     let (clock, processor) = text.trim().split_once(' ').context("the probe printed no times")?;
     Ok((clock.parse()?, processor.parse()?))
 }
 
 /// Processor time and memory at a steady rate of recorded programs.
-fn load(effort: Effort) -> Result<Vec<Figure>> {
+pub fn load(effort: Effort) -> Result<Vec<Figure>> {
     Stack::with(Options::default(), |stack| {
         let opened = stack.open("measured", "10m")?;
+        // The look at the host that an opening brings is no part of a steady rate.
+        wait_until_quiet(stack)?;
         let before = [machine::cpu_seconds(stack.agent.pid())?, machine::cpu_seconds(stack.collector.pid())?];
         let line = format!("{} execs {} --rate {PACE}", stack.probe().display(), effort.runs(PACED));
         let seconds = times(&stack.ssh_run(&opened, &line)?)?.0 / 1e9;
@@ -161,7 +156,7 @@ fn load(effort: Effort) -> Result<Vec<Figure>> {
 }
 
 /// Bytes in the spool for each program, everything about it included: fork, exit, and the frames' own.
-fn size(effort: Effort) -> Result<Vec<Figure>> {
+pub fn size(effort: Effort) -> Result<Vec<Figure>> {
     // No two alike in a row; what administrators run.
     const MIXED: &str = "for n in $(seq 200); do ls -l /etc >/dev/null; grep -c root /etc/passwd; id; date +%s; \
          sed -n ${n}p /etc/services; awk -F: '{print $1}' /etc/group | sort | head -n $n | wc -l; \

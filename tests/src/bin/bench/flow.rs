@@ -18,6 +18,7 @@ use breakglass_tests::{
 
 use crate::{
     Effort,
+    exec::times,
     figure::{Budget, Figure},
 };
 
@@ -62,7 +63,7 @@ fn ways(stack: &Stack, opened: &Opened, rate: u64, execs: u64) -> Result<Vec<Fig
         let watching = scope.spawn(|| watch(control, &over));
         let ran = stack.ssh_run(opened, &line).and_then(|took| {
             stack.wait_until_acknowledged()?;
-            Ok(took.trim().parse::<f64>()? / 1e9)
+            Ok(times(&took)?.0 / 1e9)
         });
         over.store(true, Ordering::SeqCst);
         let looks = watching.join().ok().context("the watching thread died")?;

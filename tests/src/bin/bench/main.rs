@@ -41,7 +41,9 @@ type Measurement = (&'static str, fn(Effort) -> Result<Vec<Figure>>);
 
 const MEASUREMENTS: &[Measurement] = &[
     ("access", access::measure),
-    ("exec", exec::measure),
+    ("exec overhead", exec::overhead),
+    ("exec load", exec::load),
+    ("exec size", exec::size),
     ("flood", flood::measure),
     ("flow", flow::measure),
     ("ingest", ingest::measure),

@@ -13,6 +13,7 @@ use breakglass_tests::{
 
 use crate::{
     Effort,
+    exec::times,
     figure::{Budget, Figure},
 };
 
@@ -26,7 +27,7 @@ pub fn measure(effort: Effort) -> Result<Vec<Figure>> {
         let opened = stack.open("measured", "1h")?;
         let run = |stack: &Stack, count: u64| {
             let line = format!("{} execs {count}", stack.probe().display());
-            stack.ssh_run(&opened, &line)?.trim().parse::<f64>().context("no time").map(|nanoseconds| nanoseconds / 1e9)
+            anyhow::Ok(times(&stack.ssh_run(&opened, &line)?)?.0 / 1e9)
         };
         run(stack, WARM_UP)?;
         stack.wait_until_acknowledged()?;
