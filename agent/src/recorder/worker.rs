@@ -28,9 +28,9 @@ const IDLE_WAIT: Duration = Duration::from_secs(1);
 /// longest pause between two. A steady stream of events shares syncs and frames, which is most of what the agent costs, and each
 /// frame takes some 350 bytes whatever is in it; an event waits at most for the commit under way, the pause and its own commit, well within its budget of 15 ms.
 /// A slow disk gathers by itself. The agent's own events do not wait.
-const CYCLE: Duration = Duration::from_millis(11);
+const CYCLE: Duration = Duration::from_micros(12_500);
 const GATHER_MIN: Duration = Duration::from_millis(2);
-const GATHER_MAX: Duration = Duration::from_millis(8);
+const GATHER_MAX: Duration = Duration::from_millis(11);
 /// What is asked of the source at once, bytes.
 const READ_BYTES: usize = 512 * 1024;
 /// What a round takes before it is written, bytes.
@@ -146,13 +146,17 @@ impl Worker {
         if !self.commands.is_empty() {
             return;
         }
-        if let Err(error) = self.source.wait(IDLE_WAIT) {
-            self.trouble(format!("cannot wait for the kernel's events: {error}"));
-            self.pause(RETRY_MAX);
-        }
+        // First the pause, then the source: in a steady stream it has something by then, and the thread was woken once.
         let gather = CYCLE.saturating_sub(2 * self.commit_takes).clamp(GATHER_MIN, GATHER_MAX);
         if let Some(left) = self.last_commit.and_then(|last| gather.checked_sub(last.elapsed())) {
             self.pause(left);
+            if !self.commands.is_empty() {
+                return;
+            }
+        }
+        if let Err(error) = self.source.wait(IDLE_WAIT) {
+            self.trouble(format!("cannot wait for the kernel's events: {error}"));
+            self.pause(RETRY_MAX);
         }
     }
 

@@ -181,6 +181,8 @@ struct Pump<'a> {
     backlog: VecDeque<Stored>,
     reader: Option<SpoolReader>,
     busy: Option<Busy>,
+    /// Frames that became durable before this are sent then.
+    rest_until: Instant,
     /// Acknowledged and not noted in the spool.
     to_note: Option<(u64, Hash)>,
     last_note: Instant,
@@ -229,6 +231,7 @@ impl<'a> Pump<'a> {
             backlog: VecDeque::new(),
             reader: Some(reader),
             busy: None,
+            rest_until: now,
             to_note: None,
             last_note: now,
             last_heard: now,
@@ -273,7 +276,8 @@ impl<'a> Pump<'a> {
     /// Gives the reader something to do, if it is here and there is something. Frames go before housekeeping.
     fn begin_work(&mut self) {
         let generation = self.stream.generation;
-        let mut wants_frames = self.backlog.is_empty() && self.window.room() > 0 && self.next <= self.readable();
+        let mut wants_frames =
+            !self.rests() && self.backlog.is_empty() && self.window.room() > 0 && self.next <= self.readable();
         if wants_frames && let Some(reader) = &self.reader {
             // Most often they were written a moment ago.
             let recent = reader.recent(generation, self.next, self.window.room());
@@ -299,6 +303,11 @@ impl<'a> Pump<'a> {
         }
     }
 
+    /// Whether what becomes durable is left to gather.
+    fn rests(&self) -> bool {
+        self.recording && self.stream.current && Instant::now() < self.rest_until
+    }
+
     /// Whether what was acknowledged is to be noted now. The end of a finished stream waits for nothing.
     fn must_note(&self) -> bool {
         self.to_note.is_some() && (!self.stream.current || self.last_note.elapsed() >= NOTE_EVERY)
@@ -306,7 +315,8 @@ impl<'a> Pump<'a> {
 
     async fn wait(&mut self, stopped: &mut watch::Receiver<bool>) -> Event {
         let can_send = self.done.is_some() || (!self.backlog.is_empty() && self.window.room() > 0);
-        let all_read = self.stream.current && self.next > self.readable();
+        // While frames gather nobody need be woken by each.
+        let all_read = self.stream.current && self.next > self.readable() && !self.rests();
         let tick = self.next_tick();
         let (outbox, busy) = (self.outbox.clone(), &mut self.busy);
         tokio::select! {
@@ -359,6 +369,9 @@ impl<'a> Pump<'a> {
             None => {
                 let Some(Stored { seq, hash, bytes, .. }) = self.backlog.pop_front() else { return };
                 self.window.sent(seq, hash, bytes.len());
+                if self.backlog.is_empty() && self.next > self.readable() {
+                    self.rest_until = Instant::now() + self.options.pace.gather;
+                }
                 agent_message::Body::Frame(bytes.into())
             }
         };
@@ -411,7 +424,10 @@ impl<'a> Pump<'a> {
 
     fn next_tick(&self) -> Instant {
         let pace = &self.options.pace;
-        let tick = (self.last_said + pace.talk).min(self.last_heard + pace.silence);
+        let mut tick = (self.last_said + pace.talk).min(self.last_heard + pace.silence);
+        if self.rests() {
+            tick = tick.min(self.rest_until);
+        }
         // Where the reader is away, its return wakes the pump.
         let notes = self.to_note.is_some() && self.reader.is_some();
         if notes { tick.min(self.last_note + NOTE_EVERY) } else { tick }

@@ -77,6 +77,9 @@ pub struct Pace {
     pub window_bytes: usize,
     /// Frames sent and not acknowledged.
     pub window_frames: usize,
+    /// Time between two sendings while frames keep coming and the collector keeps up: each costs both ends wake-ups, system calls
+    /// and a commit. A frame after a pause goes at once. With the recorder's own pause an event is well within its 50 ms.
+    pub gather: Duration,
     /// How long connecting, and the answer to Hello, may take.
     pub connect: Duration,
     /// Longest time without saying anything: the collector raises the alarm for a host that is silent for 3 s in a session.
@@ -100,6 +103,7 @@ impl Default for Pace {
         Self {
             window_bytes: 4 << 20,
             window_frames: 1024,
+            gather: Duration::from_millis(20),
             connect: Duration::from_secs(3),
             talk: Duration::from_secs(1),
             keepalive: Duration::from_secs(2),
