@@ -125,9 +125,23 @@ pub enum Command {
 
 /// Runs what the command line says.
 pub async fn main() -> ExitCode {
-    match run(Cli::parse()).await {
+    match run(Cli::parse().settled()).await {
         Ok(code) => ExitCode::from(code),
         Err(error) => ExitCode::from(report(&error)),
+    }
+}
+
+impl Cli {
+    /// Tells the commands that print by themselves what was asked for, wherever on the line it stands.
+    fn settled(mut self) -> Self {
+        let json = self.global.json;
+        match &mut self.command {
+            Command::Open(args) => args.json = json,
+            Command::Close(args) => args.json = json,
+            Command::Status(args) => args.json = json,
+            _ => {}
+        }
+        self
     }
 }
 
@@ -143,9 +157,9 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
     let config = Config::load(cli.global.config.as_deref())?;
     match &cli.command {
         Command::Open(args) => operator::run_open(args, &config).await,
-        Command::Login(args) => operator::run_login(args, &config).await,
-        Command::Prepare(args) => operator::run_prepare(args, &config).await,
-        Command::Cosign(args) => operator::run_cosign(args, &config).await,
+        Command::Login(args) => operator::run_login(args, &config, options.json).await,
+        Command::Prepare(args) => operator::run_prepare(args, &config, options.json).await,
+        Command::Cosign(args) => operator::run_cosign(args, &config, options.json).await,
         Command::Close(args) => operator::run_close(args, &config).await,
         Command::Status(args) => operator::run_status(args, &config).await,
         Command::Hosts(args) => security::hosts::run(args, &config, &options).await,
@@ -219,10 +233,51 @@ mod tests {
         }
     }
 
+    /// What each command has to be given.
+    const LINES: &[&[&str]] = &[
+        &["open", "web1", "--reason", "x"],
+        &["login", "web1"],
+        &["prepare", "web1", "--reason", "x", "--host-id", "h"],
+        &["cosign", "request"],
+        &["close", "web1"],
+        &["status", "web1"],
+        &["hosts"],
+        &["sessions"],
+        &["show", "s"],
+        &["replay", "s"],
+        &["events", "s"],
+        &["search", "x"],
+        &["review", "s", "--verdict", "ok"],
+        &["export", "s", "--evidence", "s.bge"],
+        &["alerts"],
+        &["terminate", "s", "--reason", "x"],
+        &["refresh", "web1", "--reason", "x"],
+        &["reach", "web1"],
+        &["acts"],
+        &["verify", "evidence.bge"],
+        &["completions", "bash"],
+    ];
+
     #[test]
-    fn global_options_work_on_either_side() {
-        for line in [["breakglass", "--json", "hosts"], ["breakglass", "hosts", "--json"]] {
-            assert!(Cli::try_parse_from(line).unwrap().global.json);
+    fn json_works_on_either_side_of_every_command() {
+        let named: Vec<&str> = LINES.iter().map(|line| line[0]).collect();
+        let command = Cli::command();
+        let all: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
+        assert_eq!(named, all, "every command, in its order");
+        for line in LINES {
+            let before = [&["breakglass", "--json"], *line].concat();
+            let behind = [&["breakglass"], *line, &["--json"]].concat();
+            let neither = [&["breakglass"], *line].concat();
+            for (words, asked) in [(before, true), (behind, true), (neither, false)] {
+                let cli = Cli::try_parse_from(&words).unwrap_or_else(|error| panic!("{words:?}: {error}")).settled();
+                let told = match &cli.command {
+                    Command::Open(args) => args.json,
+                    Command::Close(args) => args.json,
+                    Command::Status(args) => args.json,
+                    _ => cli.global.json,
+                };
+                assert_eq!((cli.global.json, told), (asked, asked), "{words:?}");
+            }
         }
     }
 }

@@ -28,6 +28,7 @@ pub const TESTS: &[Test] = &[
         run: search,
     },
     Test { name: "review::follows_an_open_session", needs: SESSION, company: Company::Others, run: follow },
+    Test { name: "review::json_on_either_side", needs: SESSION, company: Company::Others, run: json },
     Test { name: "review::exit_codes", needs: SESSION, company: Company::Others, run: exit_codes },
 ];
 
@@ -115,6 +116,41 @@ fn follow() -> Result<()> {
         }
         stack.close()?;
         watching.finish(poll::SOON).context("it follows on after the end")?;
+        Ok(())
+    })
+}
+
+/// `--json` means the same before a command and behind it.
+fn json() -> Result<()> {
+    Stack::with(Options::default(), |stack| {
+        let host = stack.host().to_owned();
+        let opened = stack.open("json", "10m")?;
+        stack.ssh_run(&opened, "true")?;
+        let lines: [&[&str]; 9] = [
+            &["status", &host],
+            &["hosts"],
+            &["sessions"],
+            &["show", &opened.session],
+            &["events", &opened.session],
+            &["search", "json"],
+            &["alerts"],
+            &["acts"],
+            &["close", &host],
+        ];
+        for line in lines {
+            for words in [[&["--json"], line].concat(), [line, &["--json"]].concat()] {
+                let output = stack.breakglass().args(&words).output()?;
+                let said = String::from_utf8_lossy(&output.stdout).into_owned();
+                // A second close is refused, and nothing is found by some: that is told by an exit code, and by JSON or nothing.
+                for one in said.lines() {
+                    let value: serde_json::Value =
+                        serde_json::from_str(one).with_context(|| format!("{words:?} prints {one:?}"))?;
+                    ensure!(value.is_object(), "{words:?} prints {one}");
+                }
+                let expected = !matches!(line[0], "search" | "alerts" | "acts");
+                ensure!(!expected || !said.is_empty(), "{words:?} prints nothing ({})", output.status);
+            }
+        }
         Ok(())
     })
 }

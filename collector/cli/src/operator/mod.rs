@@ -93,8 +93,8 @@ pub struct OpenArgs {
     /// Do not log in.
     #[arg(long)]
     pub no_ssh: bool,
-    /// Print the host's answer as one JSON object.
-    #[arg(long)]
+    /// Whether `--json` was given, before the command or behind it; [`crate::cli`] says so.
+    #[arg(skip)]
     pub json: bool,
     /// Say what takes how long.
     #[arg(long, short)]
@@ -122,8 +122,8 @@ pub struct CloseArgs {
     /// Who you are in the host's allowed_signers, in place of operator.name.
     #[arg(long, value_name = "NAME")]
     pub operator: Option<String>,
-    /// Print the host's answer as one JSON object.
-    #[arg(long)]
+    /// Whether `--json` was given, before the command or behind it; [`crate::cli`] says so.
+    #[arg(skip)]
     pub json: bool,
 }
 
@@ -136,8 +136,8 @@ pub struct StatusArgs {
     /// Which hosts.
     #[command(flatten)]
     pub target: TargetArgs,
-    /// Print the host's answer as one JSON object.
-    #[arg(long)]
+    /// Whether `--json` was given, before the command or behind it; [`crate::cli`] says so.
+    #[arg(skip)]
     pub json: bool,
 }
 
@@ -168,18 +168,18 @@ pub async fn run_open(args: &OpenArgs, config: &Config) -> anyhow::Result<u8> {
 }
 
 /// Logs in to a host that was opened from here.
-pub async fn run_login(args: &LoginArgs, config: &Config) -> anyhow::Result<u8> {
-    Ok(finish(again::login(args, config, &Tools::default()).await, false))
+pub async fn run_login(args: &LoginArgs, config: &Config, json: bool) -> anyhow::Result<u8> {
+    Ok(finish(again::login(args, config, &Tools::default()).await, json))
 }
 
 /// Signs a grant ahead.
-pub async fn run_prepare(args: &PrepareArgs, config: &Config) -> anyhow::Result<u8> {
-    Ok(finish(prepare::prepare(args, config, &Tools::default()).await, false))
+pub async fn run_prepare(args: &PrepareArgs, config: &Config, json: bool) -> anyhow::Result<u8> {
+    Ok(finish(prepare::prepare(args, config, &Tools::default()).await, json))
 }
 
 /// Consents to somebody else's request.
-pub async fn run_cosign(args: &CosignArgs, config: &Config) -> anyhow::Result<u8> {
-    Ok(finish(cosign::cosign(args, config, &Tools::default()).await, false))
+pub async fn run_cosign(args: &CosignArgs, config: &Config, json: bool) -> anyhow::Result<u8> {
+    Ok(finish(cosign::cosign(args, config, &Tools::default()).await, json))
 }
 
 /// Closes a session.
