@@ -5,7 +5,7 @@ use std::{
     os::unix::net::UnixStream,
     path::Path,
     process::ExitCode,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
@@ -13,7 +13,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use breakglass_api::{
     CONTROL_MESSAGE_MAX,
     v1::{
-        ControlRequest, ControlResponse, OpenRequest, Opened, Status, StatusRequest, control_request,
+        ControlRequest, ControlResponse, OpenRequest, Opened, Status, StatusRequest, StopRequest, control_request,
         control_response::Body as Answer,
     },
 };
@@ -212,6 +212,38 @@ fn ask_status(socket: &Path) -> anyhow::Result<Status> {
         Answer::Status(status) => Ok(status),
         _ => bail!("the agent answered something else; it is of another version"),
     }
+}
+
+/// How long a stop may take: ending a session, comparing the host after it, and what the collector is still to get.
+const STOP_LIMIT: Duration = Duration::from_secs(60);
+
+/// Pause between looks whether the agent has ended.
+const STOP_PAUSE: Duration = Duration::from_millis(50);
+
+/// Has the agent end, and waits until it has.
+pub fn stop(reason: &str, force: bool, socket: &Path) -> anyhow::Result<ExitCode> {
+    let request = StopRequest { reason: reason.to_owned(), force };
+    let answer = ask(socket, control_request::Body::Stop(request)).with_context(|| {
+        format!("the agent at {} was not stopped (is it running? systemctl status breakglass-agent)", socket.display())
+    })?;
+    let Answer::Stopping(stopping) = answer else {
+        bail!("the agent answered something else; it is of another version")
+    };
+    let until = Instant::now() + STOP_LIMIT;
+    // The socket goes first, the agent soon after: whoever starts another one has to wait for its lock in any case.
+    while UnixStream::connect(socket).is_ok() {
+        if Instant::now() > until {
+            bail!(
+                "the stop is on record and the account locked, but the agent has not ended within {STOP_LIMIT:?}; its log says why"
+            );
+        }
+        std::thread::sleep(STOP_PAUSE);
+    }
+    if !stopping.session.is_empty() {
+        println!("session {} was ended", stopping.session);
+    }
+    println!("the agent is stopped and the account locked; nobody can break the glass until it is started again");
+    Ok(ExitCode::SUCCESS)
 }
 
 /// What the line of a prepared grant begins with.

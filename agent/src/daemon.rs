@@ -14,7 +14,7 @@ use breakglass_api::v1::{AgentStarted, AgentStopping, Alert, CloseCause, event::
 use nix::fcntl::{Flock, FlockArg};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::watch,
+    sync::{mpsc, watch},
 };
 
 use crate::{
@@ -70,6 +70,9 @@ const UNITS: [&str; 2] = ["breakglass-agent.service", "breakglass-lock.service"]
 /// What else the package brings that decides over logins.
 const OTHER_FILES: [&str; 2] = ["/etc/ssh/sshd_config.d/00-breakglass.conf", "/usr/share/pam-configs/breakglass"];
 
+/// Exit code by which the unit knows not to start the agent again; `RestartPreventExitStatus=` there.
+const STOPPED: u8 = 100;
+
 /// Name of the lock that keeps a second agent from running over the same folders.
 const INSTANCE_LOCK: &str = "agent.lock";
 
@@ -92,8 +95,7 @@ pub fn run(path: &Path) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?
-        .block_on(serve(path, config, account))?;
-    Ok(ExitCode::SUCCESS)
+        .block_on(serve(path, config, account))
 }
 
 /// Everything that runs.
@@ -105,28 +107,38 @@ struct Parts {
     notices: Notices,
     shutdown: watch::Sender<bool>,
     control: control::ControlHandle,
+    /// Tells of a stop that root asked for, and that is on record.
+    stop: mpsc::Receiver<String>,
 }
 
-async fn serve(path: &Path, config: Config, account: Account) -> anyhow::Result<()> {
+async fn serve(path: &Path, config: Config, account: Account) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let parts = start(path, config, account).await?;
+    let mut parts = start(path, config, account).await?;
     // Reading the kernel's types takes more memory than anything that follows.
     sys::trim_heap();
     tracing::info!(control = ?parts.control.address(), "ready");
     // Fails where systemd did not start us; nobody waits for it then.
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
-    let reason = loop {
+    let (reason, code) = loop {
         let reason = tokio::select! {
             _ = terminate.recv() => "SIGTERM",
             _ = interrupt.recv() => "SIGINT",
+            Some(reason) = parts.stop.recv() => break (reason, asked_code()),
         };
         if may_stop(&parts, reason).await {
-            break reason;
+            break (reason.to_owned(), ExitCode::SUCCESS);
         }
     };
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
-    stop(parts, reason).await
+    stop(parts, &reason).await?;
+    Ok(code)
+}
+
+/// How a stop that was asked for ends. The unit starts the agent again whatever happened, but for this code.
+fn asked_code() -> ExitCode {
+    // systemd sets it for everything that it starts.
+    if std::env::var_os("INVOCATION_ID").is_some() { ExitCode::from(STOPPED) } else { ExitCode::SUCCESS }
 }
 
 async fn start(path: &Path, config: Config, account: Account) -> anyhow::Result<Parts> {
@@ -189,11 +201,12 @@ async fn start(path: &Path, config: Config, account: Account) -> anyhow::Result<
         ssh_host_keys: config.account.ssh_host_keys.clone(),
         spool_in_memory: volatile.unwrap_or_default(),
     };
-    let service = Service::new(manager.clone(), facts, reader, shipper.as_ref().map(Shipper::observer));
+    let (stop_sender, stop) = mpsc::channel(1);
+    let service = Service::new(manager.clone(), facts, reader, shipper.as_ref().map(Shipper::observer), stop_sender);
     let (shutdown, stopping) = watch::channel(false);
     keep_certificate(&config, stopping.clone());
     let control = control::serve(control::Options::from(&config), Arc::new(service), verifier, stopping).await?;
-    Ok(Parts { manager, recorder, notary, shipper, notices, shutdown, control })
+    Ok(Parts { manager, recorder, notary, shipper, notices, shutdown, control, stop })
 }
 
 /// A stop while a session is open could be the operator's wish, passed on by systemd: the session is closed first, by those who may, and
@@ -242,8 +255,15 @@ async fn attend(
 /// Ends the session, locks, and leaves nothing in the kernel. What is not acknowledged stays in the spool.
 async fn stop(parts: Parts, reason: &str) -> anyhow::Result<()> {
     tracing::info!(reason, "stopping");
-    // No error: most of the time no session is open.
-    let _ = parts.manager.close(None, CloseCause::AgentStop, reason).await;
+    if parts.manager.view().session.is_some() {
+        let down = tokio::task::spawn_blocking(systemd::is_stopping).await.unwrap_or(false);
+        let (cause, by) = match down {
+            true => (CloseCause::Reboot, format!("{reason}, as the machine goes down")),
+            false => (CloseCause::AgentStop, reason.to_owned()),
+        };
+        // It may have ended meanwhile.
+        let _ = parts.manager.close(None, cause, &by).await;
+    }
     if tokio::time::timeout(SETTLE_LIMIT, parts.manager.settle()).await.is_err() {
         tracing::warn!("what the last session left behind is not known yet; it will not be in the record");
     }

@@ -62,6 +62,21 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Stop the agent: recorded with the reason, account locked, kernel programs taken out. Nothing opens until it is started again.
+    #[command(after_help = "Example:\n  breakglass-agent stop --reason 'kernel update, CHG-1207'\n\n\
+        For root on the host. Refused while a session is open, unless --force ends that first; never from within a session.\n\
+        Afterwards: systemctl start breakglass-agent")]
+    Stop {
+        /// Why, for the record.
+        #[arg(long)]
+        reason: String,
+        /// End the session that is open, with everything that runs in it.
+        #[arg(long)]
+        force: bool,
+        /// The agent's control socket.
+        #[arg(long, default_value = "/run/breakglass/control.sock")]
+        socket: PathBuf,
+    },
     /// Open with a grant that was signed ahead for this host and carried here by hand.
     #[command(after_help = "Example:\n  breakglass-agent open --grant web1.grant\n\n\
         The grant is what `breakglass prepare` wrote; it is good once. Afterwards the key that signed it logs in, by\n\
@@ -185,6 +200,7 @@ fn main() -> ExitCode {
         }
         Command::Bypasses { json } => commands::bypasses(json),
         Command::Status { socket, json } => commands::status(&socket, json),
+        Command::Stop { reason, force, socket } => commands::stop(&reason, force, &socket),
         Command::Open { grant, socket, json } => commands::open(&grant, &socket, json),
         Command::Keys { runtime, user } => Ok(commands::keys(&runtime, &user)),
         Command::Lock { config, expired } => commands::lock(&config, expired),

@@ -110,6 +110,10 @@ async fn answer<S: Sessions>(
                 Answer::Refused(shared.refuse(source, refusal, None))
             }
         },
+        Some(Request::Stop(request)) => match shared.stop(request, source).await {
+            Ok(stopping) => Answer::Stopping(stopping),
+            Err(refusal) => Answer::Refused(shared.refuse(source, refusal, None)),
+        },
         Some(Request::Login(notice)) => match source {
             Source::Unix { uid: 0, .. } => {
                 shared.sessions.logged_in(notice).await;
@@ -183,6 +187,22 @@ impl<S: Sessions> Shared<S> {
         };
         let sessions = Arc::clone(&self.sessions);
         finished(tokio::spawn(async move { sessions.close(by, source).await })).await
+    }
+
+    async fn stop(self: &Arc<Self>, request: v1::StopRequest, source: Source) -> Result<v1::Stopping, Refusal> {
+        let Source::Unix { uid: 0, .. } = source else {
+            let message = "only root on the host itself may stop the agent; run breakglass-agent stop there";
+            return Err(Refusal::new("not-allowed", message));
+        };
+        let sound = |text: &str| text.len() <= grant::REASON_MAX && text.chars().all(grant::is_plain);
+        if !sound(&request.reason) {
+            return Err(Refusal::new("bad-text", "the reason is too long, or holds characters that cannot be seen"));
+        }
+        if request.reason.trim().is_empty() {
+            return Err(Refusal::new("no-reason", "the request gives no reason; say why with --reason"));
+        }
+        let sessions = Arc::clone(&self.sessions);
+        finished(tokio::spawn(async move { sessions.stop(request, source).await })).await
     }
 
     /// What decides how long the check of a proof has to wait. Reads the text, which costs microseconds.

@@ -72,6 +72,12 @@ pub trait Sessions: Send + Sync + 'static {
     fn logged_in(&self, notice: v1::LoginNotice) -> impl Future<Output = ()> + Send;
     /// Closes the open session. Runs to its end even if the caller goes away.
     fn close(&self, by: CloseBy, source: Source) -> impl Future<Output = Result<v1::Closed, Refusal>> + Send;
+    /// Records that the agent is to stop, locks, and has it end; answers before it does. Only root on the host gets this far.
+    fn stop(
+        &self,
+        request: v1::StopRequest,
+        source: Source,
+    ) -> impl Future<Output = Result<v1::Stopping, Refusal>> + Send;
     /// Records refused requests; `count` says how many equal ones it stands for.
     fn refused(&self, refused: v1::ProofRefused) -> impl Future<Output = ()> + Send;
     /// Where the host stands; callers that are not local get less.

@@ -39,6 +39,7 @@ struct Fake {
     closed: Mutex<Vec<String>>,
     refused: Mutex<Vec<ProofRefused>>,
     logins: Mutex<Vec<v1::LoginNotice>>,
+    stopped: Mutex<Vec<v1::StopRequest>>,
     unready: AtomicBool,
 }
 
@@ -71,6 +72,11 @@ impl Sessions for Fake {
     async fn close(&self, by: CloseBy, _: Source) -> Result<v1::Closed, Refusal> {
         self.closed.lock().unwrap().push(format!("{by:?}").split(['(', ' ']).next().unwrap().to_owned());
         Ok(v1::Closed::default())
+    }
+
+    async fn stop(&self, request: v1::StopRequest, _: Source) -> Result<v1::Stopping, Refusal> {
+        self.stopped.lock().unwrap().push(request);
+        Ok(v1::Stopping::default())
     }
 
     async fn refused(&self, refused: ProofRefused) {

@@ -70,6 +70,17 @@ pub enum SessionError {
     /// Something on the host failed; what was begun was undone.
     #[error("the account could not be enabled: {0}")]
     Failed(String),
+    /// The agent is about to end, and opens nothing any more.
+    #[error("the agent of this host is being stopped; once it is started again, try again")]
+    Stopping,
+    /// The agent is not stopped while this session is open.
+    #[error(
+        "session {0} is open; close it first (breakglass close), or end it with the agent: breakglass-agent stop --force"
+    )]
+    Open(Uuid),
+    /// The agent goes on, so that something keeps trying.
+    #[error("the account could not be locked, so the agent is not stopped: {0}")]
+    NotLocked(String),
     /// Nothing to close.
     #[error("no session is open on this host")]
     NotOpen,
@@ -82,6 +93,9 @@ impl SessionError {
             Self::TooManyKeys => "too-many-keys",
             Self::CannotRecord(_) => "cannot-record",
             Self::Failed(_) => "failed",
+            Self::Stopping => "stopping",
+            Self::Open(_) => "session-open",
+            Self::NotLocked(_) => "not-locked",
             Self::NotOpen => "not-open",
         }
     }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use breakglass_api::v1::{self, CloseCause, ProofRefused, event::Body};
+use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::{
@@ -52,6 +53,8 @@ pub struct Service {
     /// A reader may be sent between threads, not shared.
     spool: Mutex<SpoolReader>,
     shipping: Option<ShipObserver>,
+    /// Has the daemon end, saying why.
+    stop: mpsc::Sender<String>,
 }
 
 impl Service {
@@ -61,8 +64,9 @@ impl Service {
         facts: Facts,
         spool: SpoolReader,
         shipping: Option<ShipObserver>,
+        stop: mpsc::Sender<String>,
     ) -> Self {
-        Self { manager, facts, spool: Mutex::new(spool), shipping }
+        Self { manager, facts, spool: Mutex::new(spool), shipping, stop }
     }
 }
 
@@ -116,6 +120,15 @@ impl Sessions for Service {
         })
     }
 
+    async fn stop(&self, request: v1::StopRequest, source: Source) -> Result<v1::Stopping, Refusal> {
+        self.check_stopper(source).await?;
+        let by = source.to_string();
+        let ended = self.manager.retire(&request.reason, &by, request.force).await.map_err(refusal)?;
+        // The daemon takes one and ends; nobody can ask twice.
+        let _ = self.stop.try_send(format!("{}, asked for by {by}", request.reason));
+        Ok(v1::Stopping { session: ended.map(|session| session.to_string()).unwrap_or_default() })
+    }
+
     async fn refused(&self, refused: ProofRefused) {
         tracing::warn!(code = refused.code, source = refused.source, count = refused.count, "a proof was refused");
         if let Err(error) = self.manager.journal().record(None, Body::ProofRefused(refused)).await {
@@ -144,6 +157,27 @@ impl Sessions for Service {
 }
 
 impl Service {
+    /// Whoever is of the open session has root there, and may not end its record.
+    async fn check_stopper(&self, source: Source) -> Result<(), Refusal> {
+        let (Some(open), Source::Unix { pid, .. }) = (self.manager.view().session, source) else { return Ok(()) };
+        let slot = open.slot;
+        let live = self.manager.on_machine(move |m| m.live(slot)).await;
+        // A process that the kernel does not name is taken for one of the session's.
+        if pid > 0 && !live.iter().any(|process| i64::from(process.tgid) == i64::from(pid)) {
+            return Ok(());
+        }
+        let message = format!("{source}, a process of the session, asked the agent to stop");
+        tracing::error!("{message}");
+        let alert = v1::Alert { code: "stop-refused".into(), message, process: None };
+        if let Err(error) = self.manager.journal().record(Some(open.session), Body::Alert(alert)).await {
+            tracing::error!(%error, "an alert could not be recorded");
+        }
+        Err(Refusal::new(
+            "not-allowed",
+            "a process of the session may not stop the agent; close the session first: breakglass close",
+        ))
+    }
+
     /// What only those may know who are on the host already.
     async fn add_local(&self, status: &mut v1::Status) {
         if let Some(session) = self.manager.view().session {

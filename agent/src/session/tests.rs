@@ -125,6 +125,7 @@ impl Journal for FakeJournal {
             Body::AccountChanged(c) => format!("record account {}", if c.enabled { "on" } else { "off" }),
             Body::Alert(a) => format!("alert {}", a.code),
             Body::LeftBehind(_) => "record left behind".into(),
+            Body::AgentStopAsked(_) => "record stop asked".into(),
             other => format!("{other:?}"),
         };
         self.log.lock().unwrap().push(name);
@@ -282,6 +283,36 @@ async fn the_last_exit_closes_where_asked_for() {
     *bench.manager.machine().live.lock().unwrap() = 0;
     bench.until_locked().await;
     assert!(bench.log().contains(&"record closed CLOSE_CAUSE_LAST_EXIT".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_is_on_record_before_anything_ends_and_nothing_opens_after_it() {
+    let bench = Bench::new();
+    bench.manager.open(grant(3600)).await.unwrap();
+    let refused = bench.manager.retire("an update", "root", false).await.unwrap_err();
+    assert!(matches!(refused, SessionError::Open(_)), "{refused}");
+    assert_eq!(bench.manager.view().state, "open");
+    bench.manager.retire("an update", "root", true).await.unwrap().unwrap();
+    let log = bench.log();
+    before(&log, "record stop asked", "lock");
+    before(&log, "record stop asked", "record closed CLOSE_CAUSE_AGENT_STOP");
+    let closed = log.iter().position(|entry| entry.starts_with("record closed"));
+    assert!(log.iter().rposition(|entry| entry == "lock") > closed, "not locked again at the end: {log:?}");
+    assert_eq!(bench.manager.open(grant(60)).await.unwrap_err(), SessionError::Stopping);
+    assert_eq!(bench.manager.retire("again", "root", true).await.unwrap_err(), SessionError::Stopping);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_that_cannot_be_recorded_or_does_not_lock_is_none() {
+    let bench = Bench::new().failing("lock");
+    bench.manager.journal().broken.store(true, Ordering::Relaxed);
+    let refused = bench.manager.retire("an update", "root", true).await.unwrap_err();
+    assert!(matches!(refused, SessionError::Failed(_)), "{refused}");
+    assert!(bench.log().is_empty(), "something was done: {:?}", bench.log());
+    bench.manager.journal().broken.store(false, Ordering::Relaxed);
+    let refused = bench.manager.retire("an update", "root", true).await.unwrap_err();
+    assert!(matches!(refused, SessionError::NotLocked(_)), "{refused}");
+    bench.manager.open(grant(60)).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

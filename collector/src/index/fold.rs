@@ -168,6 +168,7 @@ fn session_event(working: &mut Working, changes: &mut Changes, at: Place<'_>, uu
             | Body::AccountChanged(_)
             | Body::AgentStarted(_)
             | Body::AgentStopping(_)
+            | Body::AgentStopAsked(_)
             | Body::ClockStep(_)
             | Body::Login(_)
             | Body::CredentialsRotated(_)

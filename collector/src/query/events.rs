@@ -93,6 +93,7 @@ fn kind_of(body: &Body) -> &'static str {
         Body::CredentialsRotated(_) => "credentials_rotated",
         Body::AgentStarted(_) => "agent_started",
         Body::AgentStopping(_) => "agent_stopping",
+        Body::AgentStopAsked(_) => "agent_stop_asked",
         Body::Gap(_) => "gap",
         Body::ClockStep(_) => "clock_step",
         Body::Checkpoint(_) => "checkpoint",

@@ -19,6 +19,7 @@ mod refusals;
 mod review;
 mod rotation;
 mod stdio;
+mod stop;
 mod terminal;
 mod wire;
 
@@ -83,6 +84,7 @@ fn main() -> ExitCode {
         review::TESTS,
         rotation::TESTS,
         stdio::TESTS,
+        stop::TESTS,
         terminal::TESTS,
         wire::TESTS,
     ];

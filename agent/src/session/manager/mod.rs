@@ -7,12 +7,16 @@
 //! A proof that comes while a session is open extends that session ([`extend`]); there is never a second one.
 
 mod extend;
+mod retire;
 mod shut;
 mod watch;
 
 use std::{
     future::Future,
-    sync::{Arc, Mutex as StdMutex, PoisonError},
+    sync::{
+        Arc, Mutex as StdMutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
@@ -58,6 +62,8 @@ struct Inner<M, J> {
     active: Mutex<Option<Intent>>,
     view: StdMutex<View>,
     last_slot: StdMutex<u32>,
+    /// Whether the agent is about to end; changed and asked for while `active` is held.
+    retired: AtomicBool,
     /// Comparisons that go on after their session was closed.
     comparing: Mutex<JoinSet<()>>,
 }
@@ -73,6 +79,7 @@ impl<M: Machine, J: Journal> Manager<M, J> {
                 active: Mutex::new(None),
                 view: StdMutex::new(View { state: "locked", session: None }),
                 last_slot: StdMutex::new(0),
+                retired: AtomicBool::new(false),
                 comparing: Mutex::new(JoinSet::new()),
             }),
         }
@@ -108,6 +115,9 @@ impl<M: Machine, J: Journal> Manager<M, J> {
     pub async fn open(&self, grant: Grant) -> Result<Opened, SessionError> {
         let started = Instant::now();
         let mut active = self.inner.active.lock().await;
+        if self.inner.retired.load(Ordering::SeqCst) {
+            return Err(SessionError::Stopping);
+        }
         if let Some(open) = &mut *active {
             if open.deadline_boot_ns > self.inner.machine.boot_ns() {
                 return self.extend(open, grant, started).await;

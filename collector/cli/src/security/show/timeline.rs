@@ -27,8 +27,17 @@ const LINES_MAX: usize = 4;
 const RUNNING_MAX: usize = 100_000;
 
 /// Kinds of events that belong among the commands. A kind more needs its words in [`describe`].
-pub(super) const NOTICES: [&str; 8] =
-    ["alert", "gap", "session_resumed", "session_extended", "login", "clock_step", "proof_refused", "session_closed"];
+pub(super) const NOTICES: [&str; 9] = [
+    "alert",
+    "gap",
+    "session_resumed",
+    "session_extended",
+    "login",
+    "clock_step",
+    "proof_refused",
+    "agent_stop_asked",
+    "session_closed",
+];
 
 /// Whether an event tells of a program that others started while the session was open.
 pub(super) fn is_witness(event: &v1::Event) -> bool {
@@ -368,6 +377,9 @@ fn describe(printer: &Printer, body: &Body) -> Option<(Style, String)> {
         }
         Body::ProofRefused(refused) => {
             (Style::Warn, format!("refused: {}: {}", text(&refused.code), text(&refused.message)))
+        }
+        Body::AgentStopAsked(asked) => {
+            (Style::Warn, format!("root had the agent stopped ({}): {}", text(&asked.by), text(&asked.reason)))
         }
         Body::SessionClosed(closed) => (Style::Dim, format!("closed {}", header::ending(printer, closed))),
         _ => return None,
