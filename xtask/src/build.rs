@@ -22,6 +22,13 @@ pub fn root() -> &'static Path {
     own.parent().unwrap_or(own)
 }
 
+/// Builds everything as the tests want it: they drive the programs that lie beside them, which cargo does not build for them.
+pub fn everything() -> Result<()> {
+    let status = cargo().args(["build", "--workspace", "--all-targets"]).status().context("cannot run cargo")?;
+    ensure!(status.success(), "the build failed");
+    Ok(())
+}
+
 /// Builds every program of the workspace and gives their paths by name.
 pub fn programs(release: bool) -> Result<BTreeMap<String, PathBuf>> {
     let mut command = cargo();

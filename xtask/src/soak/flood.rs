@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use super::Wish;
-use crate::build::cargo;
+use crate::build::{self, cargo};
 
 /// How long it floods where nothing is said.
 const TIME: Duration = Duration::from_secs(30);
@@ -15,6 +15,7 @@ const TEST: &str = "flood::no_program_is_lost_and_no_byte_unreported";
 /// Runs it to its end.
 pub fn run(wish: &Wish<'_>) -> Result<()> {
     let seconds = wish.time.unwrap_or(TIME).as_secs();
+    build::everything()?;
     let mut command = cargo();
     command.args(["test", "--workspace", "--test", "live", "--", "--exact", TEST, "--nocapture"]);
     let status =
