@@ -6,7 +6,7 @@
 
 use std::{
     cell::RefCell,
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -34,6 +34,9 @@ const SHIPPING_PERCENT: u64 = 75;
 const LYING_PERCENT: u64 = 20;
 /// Seeds that found something once.
 const REGRESSIONS: &[u64] = &[];
+/// What an agent may have under way.
+const WINDOW_BYTES: usize = 1500;
+const WINDOW_FRAMES: usize = 4;
 /// Virtual time in which everything must have arrived once everything works.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -162,6 +165,8 @@ impl World {
         let (last_seq, last_hash) = welcome;
         say(&out, Body::Welcome(Welcome { last_seq, last_hash: last_hash.to_vec() })).await?;
         let mut said = Vec::new();
+        // Sent on this connection, and not known to have been acknowledged.
+        let mut under_way = VecDeque::new();
         loop {
             let message = inbox.recv().await?;
             let stale = self.collector.lock().unwrap().epoch != epoch;
@@ -170,6 +175,8 @@ impl World {
             }
             let ping = match message.body? {
                 agent_message::Body::Frame(bytes) => {
+                    under_way.push_back((Frame::parse(&bytes).expect("what is sent is whole").header.seq, bytes.len()));
+                    expect_within_window(&under_way);
                     if !self.take(&stream, &bytes) {
                         let refusal = Refusal { code: "fork".into(), message: "another frame is held".into(), seq: 0 };
                         return say(&out, Body::Refusal(refusal)).await;
@@ -184,7 +191,9 @@ impl World {
                 && let Some(end) = self.commit(&stream)
             {
                 said.push(end);
-                self.acknowledge(&said, &out).await?;
+                if self.acknowledge(&said, &out).await? {
+                    under_way.retain(|(seq, _)| *seq > end.0);
+                }
             }
             if let Some(ping) = ping {
                 say(&out, Body::Pong(Pong { nonce: ping.nonce })).await?;
@@ -192,24 +201,31 @@ impl World {
         }
     }
 
-    /// Says the newest, loses it, repeats it, or says an old one after it.
-    async fn acknowledge(&self, said: &[(u64, Hash)], out: &Out) -> Option<()> {
+    /// Says the newest, loses it, repeats it, or says an old one after it. False if it is lost.
+    async fn acknowledge(&self, said: &[(u64, Hash)], out: &Out) -> Option<bool> {
         let ack = |(seq, hash): (u64, Hash)| Body::Ack(Ack { seq, hash: hash.to_vec() });
         let newest = *said.last()?;
         let old = said[self.chance.below(said.len())];
-        match if self.is_calm() { 0 } else { self.chance.below(5) } {
-            1 => Some(()),
-            2 => {
-                say(out, ack(newest)).await?;
-                say(out, ack(newest)).await
-            }
-            3 => {
-                say(out, ack(newest)).await?;
-                say(out, ack(old)).await
-            }
-            _ => say(out, ack(newest)).await,
+        let fate = if self.is_calm() { 0 } else { self.chance.below(5) };
+        if fate == 1 {
+            return Some(false);
         }
+        say(out, ack(newest)).await?;
+        match fate {
+            2 => say(out, ack(newest)).await?,
+            3 => say(out, ack(old)).await?,
+            _ => {}
+        }
+        Some(true)
     }
+}
+
+/// However slow a collector is, an agent has no more under way than its window: that is all of the record that it holds in memory.
+fn expect_within_window(under_way: &VecDeque<(u64, usize)>) {
+    let bytes: usize = under_way.iter().map(|(_, len)| len).sum();
+    assert!(under_way.len() <= WINDOW_FRAMES, "{} frames are under way", under_way.len());
+    // A frame above the window goes alone.
+    assert!(bytes <= WINDOW_BYTES || under_way.len() == 1, "{bytes} bytes are under way");
 }
 
 type Out = mpsc::Sender<Result<CollectorMessage, tonic::Status>>;
@@ -243,7 +259,7 @@ fn options() -> Options {
         agent_version: "0".into(),
         tier: "basic".into(),
         orders: None,
-        pace: Pace { window_bytes: 1500, window_frames: 4, ..Pace::default() },
+        pace: Pace { window_bytes: WINDOW_BYTES, window_frames: WINDOW_FRAMES, ..Pace::default() },
     }
 }
 

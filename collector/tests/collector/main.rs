@@ -10,6 +10,7 @@ mod evidence;
 mod host;
 mod ingest;
 mod manage;
+mod pressure;
 mod query;
 mod review;
 mod search;

@@ -91,6 +91,14 @@ impl Collector {
         &self.running.as_ref().unwrap().address
     }
 
+    /// Memory of its own, KiB.
+    pub fn memory_kib(&self) -> u64 {
+        let status = format!("/proc/{}/status", self.running.as_ref().unwrap().child.id());
+        let status = std::fs::read_to_string(status).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     /// kill -9.
     pub fn kill(&mut self) {
         if let Some(mut running) = self.running.take() {

@@ -13,6 +13,7 @@ use breakglass_tests::{
     machine, poll,
     stack::{Options, Stack},
 };
+use nix::sys::signal::Signal;
 
 use crate::{Company, SESSION, Test, record::numbers};
 
@@ -23,6 +24,12 @@ pub const TESTS: &[Test] = &[
         needs: SESSION,
         company: Company::Others,
         run: outage,
+    },
+    Test {
+        name: "wire::a_collector_that_stands_still_costs_no_memory",
+        needs: SESSION,
+        company: Company::Others,
+        run: stalled,
     },
     Test { name: "wire::a_host_joins_by_token_and_renews", needs: SESSION, company: Company::Others, run: join },
 ];
@@ -166,6 +173,31 @@ fn outage() -> Result<()> {
         ensure!(waiting.spool_frames > 0, "nothing waits: the collector was not away");
         ensure!(waiting.spool_bytes < PROGRAMS * 1000 + (16 << 20), "{} bytes wait", waiting.spool_bytes);
         relay.mend();
+        stack.wait_until_acknowledged()?;
+        stack.close_and_collect(&opened)?;
+        let found = numbers(&stack.query()?.commands(&opened.session)?)?;
+        ensure!(found.len() as u64 == 2 * PROGRAMS, "{} of {} programs arrived", found.len(), 2 * PROGRAMS);
+        Ok(())
+    })
+}
+
+/// The connection is there and nobody reads it: what is under way is bounded, and the rest waits on the disk.
+fn stalled() -> Result<()> {
+    const PROGRAMS: u64 = 3000;
+    Stack::with(Options::default(), |stack| {
+        let opened = stack.open("stalled", "10m")?;
+        let line = format!("{} execs {PROGRAMS}", stack.probe().display());
+        stack.ssh_run(&opened, &line)?;
+        stack.wait_until_acknowledged()?;
+        let before = machine::memory_kib(stack.agent.pid(), "RssAnon")?;
+        stack.collector.signal(Signal::SIGSTOP)?;
+        let ran = stack.ssh_run(&opened, &line);
+        let grown = machine::memory_kib(stack.agent.pid(), "RssAnon")?.saturating_sub(before);
+        let waiting = stack.status()?;
+        stack.collector.signal(Signal::SIGCONT)?;
+        ran?;
+        ensure!(grown < 8 * 1024, "memory grew by {grown} KiB while the collector stood still");
+        ensure!(waiting.spool_frames > 0, "nothing waits: the collector went on");
         stack.wait_until_acknowledged()?;
         stack.close_and_collect(&opened)?;
         let found = numbers(&stack.query()?.commands(&opened.session)?)?;
