@@ -270,11 +270,16 @@ fn test_script(args: &LabArgs, suites: &[String], kernel: Kernel) -> String {
     let suites: String = suites.iter().map(|suite| format!(" --suite {}", quote(suite))).collect();
     let filters: String = args.filters.iter().map(|filter| format!(" {}", quote(filter))).collect();
     format!(
-        "#!/bin/sh\nexport BREAKGLASS_LAB_KERNEL={} BREAKGLASS_LAB_TIER={} BREAKGLASS_BIN_DIR=/lab/bin RUST_BACKTRACE=1\n\
+        "#!/bin/sh\n\
+         if [ -e {started} ] && [ ! -e {resume} ]; then echo 'LAB ERROR the guest crashed and booted anew'; exit; fi\n\
+         touch {started}; sync {started}\n\
+         export BREAKGLASS_LAB_KERNEL={} BREAKGLASS_LAB_TIER={} BREAKGLASS_BIN_DIR=/lab/bin RUST_BACKTRACE=1\n\
          /lab/bin/xtask lab guest --test-timeout {}{suites} --{filters} || echo \"LAB ERROR the tests could not be run\"\n",
         kernel.name,
         args.boot.tier.name(),
         args.test_timeout,
+        started = runner::STARTED,
+        resume = runner::RESUME,
     )
 }
 

@@ -1,7 +1,7 @@
 //! The lines by which a guest tells the host how its tests go.
 //!
 //! ```text
-//! LAB READY 11.20                                 the guest is up, seconds since its boot
+//! LAB READY 11.20                                 the guest is up, seconds since its boot; again where a test started it anew
 //! LAB PLAN tests=57                               so many tests follow
 //! LAB TEST 3/57 failed 4.2s lab::boot::release    one is over
 //!     | what it printed at the end                after a failed one
@@ -73,7 +73,18 @@ impl Verdict {
         }
     }
 
-    fn parse(line: &str) -> Option<Self> {
+    /// How many tests are over.
+    pub fn counted(&self) -> u32 {
+        self.passed + self.failed + self.skipped
+    }
+
+    /// As it is printed.
+    pub fn line(&self) -> String {
+        format!("LAB VERDICT {self}")
+    }
+
+    /// Reads the line again.
+    pub fn parse(line: &str) -> Option<Self> {
         let mut fields = line.strip_prefix("LAB VERDICT ")?.split(' ');
         let mut number = |name: &str| fields.next()?.strip_prefix(name)?.strip_prefix('=')?.parse().ok();
         let verdict = Self { passed: number("passed")?, failed: number("failed")?, skipped: number("skipped")? };
@@ -111,7 +122,7 @@ impl Progress {
                 (_, Some(planned)) => format!("the guest ended before all {planned} tests did: no verdict"),
             });
         };
-        let counted = verdict.passed + verdict.failed + verdict.skipped;
+        let counted = verdict.counted();
         match self.planned {
             _ if verdict.failed > 0 => Some(format!("{} of {counted} tests failed", verdict.failed)),
             Some(0) | None => Some("no test matches".into()),

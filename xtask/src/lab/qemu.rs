@@ -52,7 +52,7 @@ pub struct Machine<'a> {
 
 /// How a guest ended.
 pub enum Ending {
-    /// It switched itself off (or crashed: a panic reboots, and QEMU ends at a reboot).
+    /// It switched itself off, also after a crash: a panic reboots, and what boots then finds that nobody asked for it.
     Off,
     /// It was still running at the limit and was killed.
     TimedOut,
@@ -125,6 +125,9 @@ impl Machine<'_> {
             command.args(["-drive", &format!("file={path},format=raw,if=none,id={serial},{options}")]);
             command.args(["-device", &format!("virtio-blk-pci,drive={serial},serial={serial}")]);
         }
+        // A test may start the machine anew, and its root disk lasts as long as QEMU does. What was not asked for is found by the script
+        // that the guest runs, which then ends it.
+        command.args(["-action", "reboot=reset"]);
         // Two serial ports wired to each other: a console, and somebody who sits at it.
         let wire = format!("path=breakglass-lab-{},abstract=on", std::process::id());
         for (end, role) in [("line-a", ",server=on,wait=off"), ("line-b", "")] {

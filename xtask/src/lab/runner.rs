@@ -3,6 +3,9 @@
 //! A process a test, because tests here attack the machine that they run on: one that crashes, hangs or leaves threads behind
 //! must cost no more than itself. They run one after another, for there is one kernel. The suites in [`shared::SUITES`] are the
 //! exception.
+//!
+//! A test may start the machine anew: it makes the file [`RESUME`] durable, reboots as it likes, and is run again on the next boot, where
+//! it finds what it left. How the tests before it went is in [`PROGRESS`].
 
 use std::{
     fs::{self, File},
@@ -46,6 +49,15 @@ const SUITES: &str = "/lab/tests";
 /// From where the host takes what is left.
 const EVIDENCE: &str = "/lab/evidence";
 
+/// There once the guest has booted; the script that starts this makes it.
+pub const STARTED: &str = "/lab/started";
+
+/// A test makes it before it starts the machine anew.
+pub const RESUME: &str = "/lab/resume";
+
+/// The verdict so far.
+const PROGRESS: &str = "/lab/progress";
+
 /// Where a test leaves what should come back to the host.
 const EVIDENCE_VARIABLE: &str = "BREAKGLASS_EVIDENCE";
 
@@ -79,17 +91,27 @@ pub fn run(args: &RunnerArgs) -> Result<()> {
         let names = parse_list(&listed).map(|name| Test { suite: suite.clone(), name: name.to_owned() });
         tests.extend(names.filter(|test| matches(&test.full_name(), &args.filters)));
     }
-    println!("LAB PLAN tests={}", tests.len());
-    let mut verdict = Verdict::default();
+    let mut verdict = match resumed()? {
+        Some(verdict) => verdict,
+        None => {
+            println!("LAB PLAN tests={}", tests.len());
+            Verdict::default()
+        }
+    };
+    let done = verdict.counted() as usize;
     let limit = Duration::from_secs(args.test_timeout);
-    let mut number = 0;
+    let mut number = done;
+    let count = tests.len();
     let mut over = |test: &Test, outcome: &Outcome, seconds: f64, output: &str| {
         number += 1;
-        report(number, tests.len(), test, outcome, seconds, output);
+        report(number, count, test, outcome, seconds, output);
         verdict.count(outcome);
+        if let Err(error) = fs::write(PROGRESS, verdict.line()) {
+            println!("LAB ERROR cannot write {PROGRESS}: {error}");
+        }
     };
     for suite in &args.suites {
-        let own: Vec<&Test> = tests.iter().filter(|test| test.suite == *suite).collect();
+        let own: Vec<&Test> = tests.iter().skip(done).filter(|test| test.suite == *suite).collect();
         if shared::SUITES.contains(&suite.as_str()) {
             shared::run(suite, &own, limit, &mut over)?;
             continue;
@@ -102,8 +124,23 @@ pub fn run(args: &RunnerArgs) -> Result<()> {
     }
     // From here the kernel prints nothing to the console, so that the verdict is a line by itself.
     fs::write("/proc/sys/kernel/printk", "1").context("cannot quieten the kernel")?;
-    println!("\nLAB VERDICT {verdict}");
+    println!("\n{}", verdict.line());
     Ok(())
+}
+
+/// How the tests went before one of them started the machine anew; nothing on the first boot.
+fn resumed() -> Result<Option<Verdict>> {
+    if !Path::new(RESUME).exists() {
+        return Ok(None);
+    }
+    // The next boot that nobody asks for is a crash.
+    fs::remove_file(RESUME).with_context(|| format!("cannot remove {RESUME}"))?;
+    let text = match fs::read_to_string(PROGRESS) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Some(Verdict::default())),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {PROGRESS}")),
+    };
+    Verdict::parse(text.trim_end()).map(Some).with_context(|| format!("{PROGRESS} is damaged: {text:?}"))
 }
 
 fn report(number: usize, count: usize, test: &Test, outcome: &Outcome, seconds: f64, output: &str) {
@@ -131,7 +168,12 @@ fn run_test(test: &Test, limit: Duration) -> Result<(Outcome, String)> {
     let folder = Path::new(EVIDENCE).join(&test.suite).join(test.name.replace("::", "."));
     host::make_folder(&folder)?;
     let path = folder.join("output.txt");
-    let output = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+    // Behind what it printed before it started the machine anew.
+    let output = File::options()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .with_context(|| format!("cannot make {}", path.display()))?;
     let child = Command::new(Test::binary(&test.suite))
         .args([test.name.as_str(), "--exact", "--nocapture", "--test-threads=1"])
         .env(EVIDENCE_VARIABLE, &folder)

@@ -11,6 +11,7 @@ mod fido;
 mod host;
 mod install;
 mod locks;
+mod reboot;
 mod rest;
 mod states;
 mod uninstall;
