@@ -13,7 +13,7 @@ use breakglass_abi::{
     GuardedKey, Knob, Rule,
     record::REFUSAL_UNTAGGED,
     settings::{
-        AGENT_GONE, GUARD_FILE, GUARD_PINS, GUARD_SECRET, GUARD_SHARED, GUARD_TREE, GUARD_UNITS, GUARD_WAY, Site,
+        AGENT_GONE, GUARD_CODE, GUARD_FILE, GUARD_PINS, GUARD_SECRET, GUARD_SHARED, GUARD_TREE, GUARD_UNITS, GUARD_WAY, Site,
     },
 };
 use core::ffi::c_void;
@@ -188,23 +188,25 @@ impl Place {
     /// The rule against changing it, if there is one now.
     #[inline(always)]
     pub fn rule_against_change(self, open: bool) -> Option<Rule> {
-        if (self.own | self.above) & GUARD_PINS != 0 {
-            return Some(Rule::Pins);
-        }
-        if open && (self.own & GUARD_FILE != 0 || self.above & GUARD_TREE != 0) {
-            return Some(Rule::File);
-        }
-        None
+        self.rule(open, GUARD_FILE | GUARD_CODE)
     }
 
     /// The rule against moving it away or hiding it, if there is one now.
     #[inline(always)]
     pub fn rule_against_move(self, open: bool) -> Option<Rule> {
-        match self.rule_against_change(open) {
-            Some(rule) => Some(rule),
-            None if open && self.own & (GUARD_WAY | GUARD_TREE) != 0 => Some(Rule::File),
-            None => None,
+        self.rule(open, GUARD_FILE | GUARD_TREE | GUARD_WAY)
+    }
+
+    /// Against what is done to something that has one of these bits, or lies below a guarded tree.
+    #[inline(always)]
+    fn rule(self, open: bool, own: u32) -> Option<Rule> {
+        if (self.own | self.above) & GUARD_PINS != 0 {
+            return Some(Rule::Pins);
         }
+        if open && (self.own & own != 0 || self.above & GUARD_TREE != 0) {
+            return Some(Rule::File);
+        }
+        None
     }
 
     /// Whether it is a secret.
@@ -340,6 +342,25 @@ pub fn is_agents_mount(mount: u64) -> bool {
     let Some(agent) = life::agent() else { return false };
     let whole = mount - offset!(mount_mnt) as u64;
     pointer(whole, offset!(mount_ns)).is_some_and(|ns| half(ns + offset!(mount_ns_inum) as u64) == agent.mount_ns)
+}
+
+/// Whether what is mounted on a `struct vfsmount` may appear in the agent's mount namespace: it is in it, or mounts on it spread.
+#[inline(always)]
+pub fn reaches_agent(mount: u64) -> bool {
+    is_agents_mount(mount) || is_shared(mount - offset!(mount_mnt) as u64)
+}
+
+/// Whether it lies on a mount on which mounts and unmounts spread.
+#[inline(always)]
+pub fn is_on_shared(mount: u64) -> bool {
+    let whole = mount - offset!(mount_mnt) as u64;
+    pointer(whole, offset!(mount_parent)).is_some_and(is_shared)
+}
+
+/// Whether a `struct mount` has a peer group (fs/pnode.c): what is shared has one, and nothing else.
+#[inline(always)]
+fn is_shared(mount: u64) -> bool {
+    half(mount + offset!(mount_group) as u64) != 0
 }
 
 /// Magic number of the file system of an inode that the verifier knows.

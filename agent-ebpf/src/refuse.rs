@@ -17,6 +17,8 @@ use crate::{
 const ATTEMPTS_MAX: u32 = 4096;
 /// How many attempts of one process against one rule are told in a second.
 const TOLD_MAX: u32 = 16;
+/// The same of the init process, which sets all limits of a control group anew whenever a unit begins beside the agent's.
+const TOLD_OF_INIT_MAX: u32 = 1;
 const SECOND_NS: u64 = 1_000_000_000;
 
 #[map]
@@ -102,12 +104,13 @@ fn is_due(attempted: &Attempted) -> Option<u32> {
         }
         return Some(0);
     };
+    let most = if attempted.who.tgid == 1 { TOLD_OF_INIT_MAX } else { TOLD_MAX };
     unsafe {
         if now.wrapping_sub((*known).since_ns) > SECOND_NS {
             (*known).since_ns = now;
             (*known).told = 0;
         }
-        if (*known).told >= TOLD_MAX {
+        if (*known).told >= most {
             (*known).untold = (*known).untold.saturating_add(1);
             return None;
         }

@@ -170,7 +170,8 @@ pub struct Kernel {
     pub ungranted: Ungranted,
     /// What becomes of a program of a session that cannot be recorded for certain.
     pub unrecorded: Unrecorded,
-    /// What becomes of a program of a session that wants a ring of `io_uring`.
+    /// What becomes of a program of a session that wants or uses a ring of `io_uring`: what is done through one makes no system call of
+    /// its own, so that of files and connections only the ring would be on record.
     pub io_uring: Unrecorded,
     /// Ring for what must never be lost, bytes; a power of two of at least a page.
     #[serde(deserialize_with = "size")]
@@ -303,10 +304,10 @@ impl Default for Kernel {
         Self {
             pins: "/sys/fs/bpf/breakglass".into(),
             minimum_tier: Tier::Basic,
-            maximum_tier: Tier::Trace,
+            maximum_tier: Tier::Full,
             ungranted: Ungranted::Alert,
             unrecorded: Unrecorded::Deny,
-            io_uring: Unrecorded::Record,
+            io_uring: Unrecorded::Deny,
             audit_ring: 16 << 20,
             witness_ring: 4 << 20,
             bulk_ring: 16 << 20,

@@ -241,6 +241,8 @@ offsets! {
     dentry_sb,
     /// `mount.mnt_ns`
     mount_ns,
+    /// `mount.mnt_group_id`
+    mount_group,
     /// `proc_inode.vfs_inode`
     proc_inode,
     /// `proc_inode.pid`

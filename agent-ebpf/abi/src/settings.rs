@@ -226,6 +226,10 @@ pub const GUARD_CANARY: u32 = 128;
 /// What is below it may also be changed by another process of the agent's program, which locks the account when the agent cannot.
 pub const GUARD_SHARED: u32 = 256;
 
+/// Code that the agent executes beside its own program, as of the C library: it is replaced, never written in place, since what is
+/// written there the agent would run.
+pub const GUARD_CODE: u32 = 512;
+
 shared! {
     /// Key of the map `KNOBS`: a file by which the kernel is controlled, by names, which nobody can change there.
     pub struct Knob: 56 {

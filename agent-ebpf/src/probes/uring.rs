@@ -19,6 +19,25 @@ pub fn uring_made(_context: BtfTracePointContext) -> i32 {
     0
 }
 
+/// `TP_PROTO(struct io_kiocb *req)`, where a request is taken from a ring: one that was made before the session, or handed over by somebody
+/// who is not of it.
+#[btf_tracepoint(function = "io_uring_submit_req")]
+pub fn uring_used(_context: BtfTracePointContext) -> i32 {
+    if scope::works() && scope::deny_uring() {
+        refuse_ring();
+    }
+    0
+}
+
+/// `TP_PROTO(struct io_kiocb *req, bool force_nonblock)`: the same before Linux 6.4.
+#[btf_tracepoint(function = "io_uring_submit_sqe")]
+pub fn uring_used_before_6_4(_context: BtfTracePointContext) -> i32 {
+    if scope::works() && scope::deny_uring() {
+        refuse_ring();
+    }
+    0
+}
+
 #[inline(always)]
 fn refuse_ring() -> Option<()> {
     let task = Task::current();

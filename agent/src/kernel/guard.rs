@@ -10,8 +10,8 @@ use std::{
 use breakglass_abi::{
     GuardedKey, Knob, Rule,
     settings::{
-        GUARD_CANARY, GUARD_CGROUP, GUARD_FILE, GUARD_PINS, GUARD_SECRET, GUARD_SHARED, GUARD_TREE, GUARD_UNITS,
-        GUARD_WAY, OWNED_MAP, OWNED_PROGRAM,
+        GUARD_CANARY, GUARD_CGROUP, GUARD_CODE, GUARD_FILE, GUARD_PINS, GUARD_SECRET, GUARD_SHARED, GUARD_TREE,
+        GUARD_UNITS, GUARD_WAY, OWNED_MAP, OWNED_PROGRAM,
     },
 };
 use nix::sys::stat::{major, minor};
@@ -88,6 +88,9 @@ pub fn guarded(belongings: &Belongings, pins: &Pins, canary: Option<Place>) -> V
     for folder in cgroups(&own_cgroup().unwrap_or_default()) {
         found.add(&folder, GUARD_CGROUP);
     }
+    for library in executed(&fs::read_to_string("/proc/self/maps").unwrap_or_default()) {
+        found.insert(library, GUARD_CODE);
+    }
     if let Some(canary) = canary {
         found.insert(canary, GUARD_CANARY);
     }
@@ -141,6 +144,20 @@ impl Found {
     }
 }
 
+/// The files whose code a process executes, from the text of its `/proc/PID/maps` (proc_pid_maps(5)), which has devices and inodes as the kernel does:
+/// `7f00-7f01 r-xp 00000000 fe:01 1234    /lib/libc.so.6`.
+fn executed(maps: &str) -> BTreeSet<Place> {
+    let place = |line: &str| {
+        let mut words = line.split_ascii_whitespace();
+        let (_, mode, _, device, inode) = (words.next()?, words.next()?, words.next()?, words.next()?, words.next()?);
+        let (major, minor) = device.split_once(':')?;
+        let (major, minor) = (u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?);
+        let inode = inode.parse().ok().filter(|inode| *inode != 0)?;
+        mode.contains('x').then_some(((major << 20) | minor, inode))
+    };
+    maps.lines().filter_map(place).collect()
+}
+
 /// The agent's control group in the unified hierarchy, as `/proc/self/cgroup` has it: `/system.slice/breakglass-agent.service`.
 pub fn own_cgroup() -> Option<String> {
     let text = fs::read_to_string("/proc/self/cgroup").ok()?;
@@ -154,9 +171,17 @@ fn cgroups(group: &str) -> Vec<PathBuf> {
     folders.map(|folder| Path::new(CGROUPS).join(folder)).collect()
 }
 
-/// The file by which a process enters a control group.
-pub fn cgroup_procs(group: &str) -> PathBuf {
-    Path::new(CGROUPS).join(group.trim_start_matches('/')).join("cgroup.procs")
+/// Moves this process to a control group, or to the nearest above it that is there and takes it: the root always does. Gives which.
+pub fn enter_cgroup(group: &str) -> std::io::Result<String> {
+    let mut refused = None;
+    for folder in Path::new(group).ancestors() {
+        let procs = Path::new(CGROUPS).join(folder.strip_prefix("/").unwrap_or(folder)).join("cgroup.procs");
+        match fs::write(&procs, std::process::id().to_string()) {
+            Ok(()) => return Ok(folder.display().to_string()),
+            Err(error) => refused = Some(error),
+        }
+    }
+    Err(refused.unwrap_or_else(|| std::io::ErrorKind::NotFound.into()))
 }
 
 /// The disks below the file systems that hold these paths.
@@ -333,6 +358,17 @@ mod tests {
             assert!(folder.len() < 16 && names.iter().all(|name| name.len() < 32), "{folder} {names:?}");
         }
         assert_eq!(padded::<4>("abcdef"), *b"abc\0");
+    }
+
+    #[test]
+    fn executed_is_what_is_mapped_so() {
+        let maps = "7f00-7f01 r-xp 00000000 fe:01 1234    /lib/x86_64-linux-gnu/libc.so.6\n\
+                    7f01-7f02 r--p 00001000 fe:01 1234    /lib/x86_64-linux-gnu/libc.so.6\n\
+                    7f02-7f03 rw-p 00001000 fe:01 99      /var/lib/some file\n\
+                    7f04-7f05 r-xp 00000000 00:00 0       [vdso]\n\nnonsense\n";
+        assert_eq!(executed(maps), BTreeSet::from([(0xfe << 20 | 1, 1234)]));
+        let own = executed(&fs::read_to_string("/proc/self/maps").unwrap());
+        assert!(own.contains(&place_of(&std::env::current_exe().unwrap()).unwrap()));
     }
 
     #[test]

@@ -430,13 +430,12 @@ impl Beating {
             self.cgroup = now;
             return;
         }
-        let back = guard::cgroup_procs(&was);
-        let returned = fs::write(&back, std::process::id().to_string());
-        let outcome = match returned {
-            Ok(()) => "it has moved back".to_owned(),
-            Err(error) => format!("it cannot move back by {}: {error}", back.display()),
+        let outcome = match guard::enter_cgroup(&was) {
+            Ok(group) if group == was => "it has moved back".to_owned(),
+            Ok(group) => format!("that is gone, and it has moved to {group}"),
+            Err(error) => format!("it cannot move back: {error}"),
         };
-        self.cgroup = if outcome.starts_with("it has") { Some(was.clone()) } else { now };
+        self.cgroup = guard::own_cgroup();
         self.health.say("guard-cgroup", format!("the agent was moved from the control group {was} to {is}; {outcome}"));
     }
 

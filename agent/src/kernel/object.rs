@@ -80,7 +80,7 @@ pub const LOGGING: Program = PROGRAMS[1];
 
 /// All programs, in the order in which they are attached. Recording first, then the guard; within it what protects the programs
 /// themselves first.
-pub const PROGRAMS: [Program; 49] = [
+pub const PROGRAMS: [Program; 51] = [
     program("process_exit", Hook::Tracepoint("sched_process_exit"), Attached::Always),
     program("process_fork", Hook::Tracepoint("sched_process_fork"), Attached::Always),
     program("process_judge", Hook::Tracepoint("sched_process_exec"), Attached::Always),
@@ -89,6 +89,8 @@ pub const PROGRAMS: [Program; 49] = [
     program("syscall_exit", Hook::Tracepoint("sys_exit"), Attached::InSession),
     program("signal_sent", Hook::Tracepoint("signal_generate"), Attached::InSession),
     optional(program("uring_made", Hook::Tracepoint("io_uring_create"), Attached::InSession)),
+    optional(program("uring_used", Hook::Tracepoint("io_uring_submit_req"), Attached::InSession)),
+    optional(program("uring_used_before_6_4", Hook::Tracepoint("io_uring_submit_sqe"), Attached::InSession)),
     program("pty_write_enter", Hook::Entry("pty_write"), Attached::InSessionTrace),
     program("pty_write_exit", Hook::Return("pty_write"), Attached::InSessionTrace),
     program("line_input_enter", Hook::Entry("n_tty_receive_buf_common"), Attached::InSessionTrace),

@@ -167,6 +167,7 @@ const TABLE: [Row; Offsets::COUNT] = [
     row("dentry_inode", &[("dentry", "d_inode")], 8, GUARD),
     row("dentry_sb", &[("dentry", "d_sb")], 8, GUARD),
     row("mount_ns", &[("mount", "mnt_ns")], 8, GUARD),
+    row("mount_group", &[("mount", "mnt_group_id")], 4, GUARD),
     row("proc_inode", &[("proc_inode", "vfs_inode")], 0, GUARD),
     row("proc_pid", &[("proc_inode", "pid")], 8, GUARD),
     row("bpf_map_id", &[("bpf_map", "id")], 4, GUARD),

@@ -155,10 +155,10 @@ const AGENTS: &[(&str, &str)] = &[
     ("guard-pins", "chmod 777 $PINS/*/map_SETTINGS"),
     ("guard-mount", "umount -l /sys/fs/bpf"),
     ("guard-mount", "mount -t tmpfs none /sys/fs/bpf"),
-    // In a namespace of its own: what is mounted on something shared nobody can move.
     (
         "guard-mount",
-        "d=$(mktemp -d); unshare -m --propagation private mount --move /sys/fs/bpf $d; r=$?; rmdir $d; exit $r",
+        "d=$(mktemp -d); mount --make-private /sys; mount --make-private /sys/fs/bpf; mount --move /sys/fs/bpf $d; r=$?; \
+         mount --make-shared /sys; mount --make-shared /sys/fs/bpf; rmdir $d; exit $r",
     ),
     ("guard-mount", "mount --bind /mnt $PINS"),
     ("guard-mount", "mount -o remount,ro /sys/fs/bpf"),
@@ -166,6 +166,9 @@ const AGENTS: &[(&str, &str)] = &[
     ("guard-mount", "mount -t tmpfs none $HOME_OF_AGENT"),
     ("guard-mount", "mount -t tmpfs none $HOME_OF_AGENT/state/spool"),
     ("guard-mount", "mount --bind /etc/hostname $HOME_OF_AGENT/agent.toml"),
+    // In another namespace, from which mounts spread into the agent's.
+    ("guard-mount", "unshare -m --propagation shared mount -t tmpfs none $HOME_OF_AGENT/state/spool"),
+    ("guard-mount", "mount -o remount,ro /"),
     ("guard-file", "echo x >> $HOME_OF_AGENT/state/spool/segment"),
     ("guard-file", "rm $HOME_OF_AGENT/state/spool/segment"),
     ("guard-file", "truncate -s 0 $HOME_OF_AGENT/state/spool/segment"),
@@ -278,7 +281,8 @@ fn root_outside_of_the_session_is_refused_while_it_is_open() {
     unharmed(&home);
     // What is none of the agent's goes on.
     let fine = "cat $HOME_OF_AGENT/agent.toml && d=$(mktemp -d) && mount -t tmpfs none $d && touch $d/x && umount $d && rmdir $d \
-                && bpftool map list > /dev/null && unshare -m sh -c 'mount -t tmpfs none /mnt && touch /mnt/x && umount /mnt'";
+                && bpftool map list > /dev/null && unshare -m sh -c 'mount -t tmpfs none /mnt && touch /mnt/x && umount /mnt' && mount -o remount,rw / && \
+                unshare -m --propagation private sh -c 'mount -t tmpfs none /var/lib && umount -l /sys/fs/bpf'";
     let output = root(&recording, false, &home, fine);
     assert!(output.status.success(), "{output:?}");
     recording.kernel().end_session(5).unwrap();
@@ -296,14 +300,16 @@ fn at_rest_only_programs_pins_and_process_are_guarded() {
             matches!(*code, "guard-ptrace" | "guard-pins")
                 || (*code == "guard-signal" && !script.contains("TERM"))
                 || (*code == "guard-priority" && !script.contains("$AGENT/"))
-                || (*code == "guard-mount" && (script.contains("bpf") || script.contains("PINS")))
+                || (*code == "guard-mount"
+                    && !script.contains("--move")
+                    && (script.contains("bpf") || script.contains("PINS")))
         })
         .collect();
     assert!(always.len() > 12);
     expect_refusals(&mut recording, &home, false, &always);
     let id = "bpftool -j map list | python3 -c 'import json,sys; print([m[\"id\"] for m in json.load(sys.stdin)][-1])'";
     let _ = id;
-    let fine = "echo new > $HOME_OF_AGENT/agent.toml && touch $HOME_OF_AGENT/state/spool/x && sysctl -qw kernel.ftrace_enabled=1 && modprobe dummy";
+    let fine = "echo new > $HOME_OF_AGENT/agent.toml && touch $HOME_OF_AGENT/state/spool/x && sysctl -qw kernel.ftrace_enabled=1 && modprobe dummy && modprobe -r dummy";
     let output = root(&recording, false, &home, fine);
     assert!(output.status.success(), "{output:?}");
 }

@@ -30,6 +30,8 @@ pub struct Case {
     pub peers: bool,
     /// Whether the agent may need to be woken or started afterwards.
     pub rough: bool,
+    /// Whether the init process is asked to do it.
+    pub by_init: bool,
 }
 
 /// How an attack is made. Scripts are for `sh`, with the variables of [`Stage::script`] set.
@@ -111,6 +113,7 @@ impl Case {
             place: Place::Anywhere,
             peers: false,
             rough: false,
+            by_init: false,
         }
     }
 
@@ -157,6 +160,11 @@ impl Case {
     /// Hurts the agent.
     pub const fn rough(self) -> Self {
         Self { rough: true, ..self }
+    }
+
+    /// Asks the init process.
+    pub const fn by_init(self) -> Self {
+        Self { by_init: true, ..self }
     }
 
     /// Tried against other recorders too.

@@ -48,6 +48,8 @@ pub fn try_all(stage: &mut Stage, case: &Case) -> Result<Findings> {
         rules = rule("b64").and_then(|_| rule("b32"));
     });
     rules.context("auditd takes no rule")?;
+    // The attack may have used up what it was made on.
+    stage.ready()?;
     let deed = stage.prepare(case)?;
     let path = stage.script(&deed, script)?;
     let (ours, theirs) = (stage.folder.join("typescript"), stage.folder.join("tlog.json"));

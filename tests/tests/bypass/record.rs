@@ -18,6 +18,10 @@ pub struct Record<'a> {
 /// How the agent says that something did not happen (`agent/src/kernel/refusals.rs`).
 const REFUSALS: &[&str] = &[" was refused: ", " was killed: "];
 
+/// What it says of who did it, where that was not the session; the tests themselves are refused things too.
+const NOT_OF_SESSION: &str = ", not of the session) ";
+const INIT: &str = "systemd (pid 1, ";
+
 /// What counts as held where a test is yes or no.
 pub fn whole(yes: bool) -> Option<Held> {
     yes.then_some(Held::Whole)
@@ -93,9 +97,18 @@ impl<'a> Record<'a> {
         })
     }
 
-    /// Whether an alert says that something was refused, or killed before it could begin.
+    /// Whether an alert says that something of the session was refused, or killed before it could begin.
     pub fn refused(&self) -> bool {
-        self.alerts().any(|alert| REFUSALS.iter().any(|words| alert.message.contains(words)))
+        self.refusals().any(|alert| !alert.message.contains(NOT_OF_SESSION))
+    }
+
+    /// Whether something was refused to the init process, which others ask to do it for them.
+    pub fn refused_to_init(&self) -> bool {
+        self.refusals().any(|alert| alert.message.contains(INIT))
+    }
+
+    fn refusals(&self) -> impl Iterator<Item = &'a Alert> + use<'a> {
+        self.alerts().filter(|alert| REFUSALS.iter().any(|words| alert.message.contains(words)))
     }
 
     /// Everything that terminals of the session showed, one after the other.

@@ -57,6 +57,9 @@ const FLOOD_IN_LAB: usize = 2_000_000;
 /// How much of what a client saw goes into a message, bytes.
 const TOLD: usize = 400;
 
+/// Alerts that go into a verdict.
+const ALERTS_KEPT: usize = 12;
+
 /// Pause between two looks at the collector.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -221,7 +224,7 @@ impl Stage {
     }
 
     /// Mends what the attack before has broken: agent, session, connection.
-    fn ready(&mut self) -> Result<()> {
+    pub fn ready(&mut self) -> Result<()> {
         if self.stack.agent.check().is_err() {
             self.stack.start_agent()?;
         }
@@ -326,7 +329,8 @@ impl Stage {
             self.revive()?;
         }
         let outcome = self.judge(case, &deed)?;
-        let alerts = self.record(&deed).alerts().map(|alert| alert.code.clone()).collect::<BTreeSet<_>>();
+        let told = self.record(&deed).alerts().map(|alert| format!("{}: {}", alert.code, alert.message));
+        let alerts = told.take(ALERTS_KEPT).collect::<BTreeSet<_>>();
         let seconds = start.elapsed().as_secs_f32();
         let peers = if case.peers && peers::here() { peers::try_all(self, case)? } else { peers::Findings::default() };
         verdict::keep(&Verdict {
@@ -404,7 +408,8 @@ impl Stage {
     /// Runs a script as root on the far side, in the login that all such scripts share, and marks its end there.
     pub fn run(&mut self, deed: &mut Deed, script: &str) -> Result<()> {
         let path = self.script(deed, script)?;
-        let complaints = self.folder.join("marks/complaints");
+        // One a script: a container's runtime gives its standard error to the container's root for good.
+        let complaints = self.folder.join(format!("marks/complaints-{}", self.count));
         let mut shell = match self.shell.take() {
             Some(shell) => shell,
             None => Shell::start(&self.stack.run, &mut self.ssh(&[]))?,
@@ -489,7 +494,7 @@ impl Stage {
                     Some(Held::Refused | Held::TurnedAway) => return Ok(Outcome::Refused),
                     None => {}
                 }
-            } else if record.refused() {
+            } else if record.refused() || case.by_init && record.refused_to_init() {
                 return Ok(Outcome::Refused);
             }
             if ended_at.is_none() && deed.ended && record.ran(&format!("end-{}", deed.mark)) {

@@ -26,7 +26,7 @@ pub struct Verdict<'a> {
     pub tier: &'a str,
     /// How it came out.
     pub outcome: Outcome,
-    /// Codes of the alerts that came meanwhile.
+    /// The alerts that came meanwhile, the first ones, with their codes.
     pub alerts: &'a BTreeSet<String>,
     /// How long it took to make and to judge.
     pub seconds: f32,

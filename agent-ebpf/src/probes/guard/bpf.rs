@@ -1,4 +1,4 @@
-//! `bpf(2)`: not for a session, and not for anybody on what is the agent's.
+//! `bpf(2)`: for a session only what container engines and networks need, and for nobody on what is the agent's.
 
 use aya_ebpf::{macros::lsm, programs::LsmContext};
 use breakglass_abi::{
@@ -19,6 +19,11 @@ const PROG_LOAD: u32 = 5;
 const TRACING_TYPES: u64 =
     1 << 2 | 1 << 5 | 1 << 7 | 1 << 17 | 1 << 24 | 1 << 26 | 1 << 27 | 1 << 28 | 1 << 29 | 1 << 31;
 
+/// Commands that a tagged task may give, one bit each: `MAP_CREATE`, `MAP_LOOKUP_ELEM`, `MAP_UPDATE_ELEM`, `MAP_DELETE_ELEM`,
+/// `MAP_GET_NEXT_KEY`, `PROG_LOAD` of types that see nobody else, `PROG_ATTACH`, `PROG_DETACH`, `PROG_QUERY`, `BTF_LOAD`. Nothing that
+/// finds what is there by numbers or pins, or attaches to functions and tracepoints.
+const OF_SESSIONS: u64 = 1 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << PROG_LOAD | 1 << 8 | 1 << 9 | 1 << 16 | 1 << 18;
+
 /// `int bpf(int cmd, union bpf_attr *attr, unsigned int size)`; later kernels add an argument. `attr` is the kernel's copy.
 #[lsm(hook = "bpf")]
 pub fn guard_bpf(context: LsmContext) -> i32 {
@@ -28,17 +33,17 @@ pub fn guard_bpf(context: LsmContext) -> i32 {
 #[inline(always)]
 fn call(command: u32, attributes: u64) -> Option<i32> {
     let actor = Actor::current()?;
-    if actor.tagged {
-        return Some(actor.refused(Rule::Bpf, u64::from(command), 0, 0));
-    }
-    if !actor.open || command != PROG_LOAD {
-        return None;
-    }
-    let kind = guard::half(attributes);
-    if kind < 64 && TRACING_TYPES >> kind & 1 != 0 {
-        return Some(actor.refused(Rule::Bpf, u64::from(command), 0, 0));
-    }
-    None
+    let refused = if command == PROG_LOAD {
+        (actor.open || actor.tagged) && is_among(TRACING_TYPES, guard::half(attributes))
+    } else {
+        actor.tagged && !is_among(OF_SESSIONS, command)
+    };
+    if refused { Some(actor.refused(Rule::Bpf, u64::from(command), 0, 0)) } else { None }
+}
+
+#[inline(always)]
+fn is_among(set: u64, number: u32) -> bool {
+    number < 64 && set >> number & 1 != 0
 }
 
 /// `int bpf_map(struct bpf_map *map, fmode_t fmode)`: whoever gets a descriptor of a map, by its number or its pin.

@@ -1,12 +1,12 @@
 //! The agent's process: signals, ptrace, priorities and limits.
 
-use aya_ebpf::{macros::lsm, programs::LsmContext};
+use aya_ebpf::{helpers::generated::bpf_task_pt_regs, macros::lsm, programs::LsmContext};
 use breakglass_abi::Rule;
 
 use crate::{
     guard::{ALLOW, Actor},
     life,
-    task::{Address, Task},
+    task::{Address, Task, load, offset},
 };
 
 /// `SEND_SIG_PRIV` in place of a pointer: sent by the kernel (include/linux/sched/signal.h).
@@ -73,7 +73,23 @@ pub fn guard_setioprio(context: LsmContext) -> i32 {
 /// `int task_setscheduler(struct task_struct *p)`
 #[lsm(hook = "task_setscheduler")]
 pub fn guard_setscheduler(context: LsmContext) -> i32 {
-    touch(&context, Rule::Priority)
+    if sets_scheduler() { touch(&context, Rule::Priority) } else { ALLOW }
+}
+
+/// Whether it is asked by a call that is for that. The kernel asks the same hook about every process of the host when somebody switches
+/// the cpuset controller on (kernel/cgroup/cpuset.c, `cpuset_can_attach`), as container runtimes do; that changes nothing for them.
+///
+/// `sched_setparam`, `sched_setscheduler`, `sched_setaffinity`, `sched_setattr` in both tables; the numbers mean nothing of the kind in
+/// the other one.
+#[inline(always)]
+fn sets_scheduler() -> bool {
+    let task = Task::current().address();
+    let registers = unsafe { bpf_task_pt_regs(task.cast_mut().cast()) } as Address;
+    if registers.is_null() {
+        return true;
+    }
+    let number = load::<u64>(registers, offset!(regs_orig_ax)) as u32;
+    matches!(number, 142 | 144 | 203 | 314 | 154 | 156 | 241 | 351)
 }
 
 /// `int task_setrlimit(struct task_struct *p, unsigned int resource, struct rlimit *new_rlim)`

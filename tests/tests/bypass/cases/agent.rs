@@ -215,6 +215,7 @@ pub const CASES: &[Case] = &[
         systemctl set-property --runtime $u MemoryMax= CPUQuota=
     "#,
     )
+    .by_init()
     .rough()
     .only_in_lab(CGROUPS),
     Case::root(
@@ -225,6 +226,7 @@ pub const CASES: &[Case] = &[
         systemctl stop $u && gone && act
     "#,
     )
+    .by_init()
     .rough()
     .only_in_lab(CGROUPS),
     Case::root(
@@ -236,6 +238,7 @@ pub const CASES: &[Case] = &[
         systemctl thaw $u
     "#,
     )
+    .by_init()
     .rough()
     .only_in_lab(CGROUPS),
     Case::root(
