@@ -86,11 +86,14 @@ impl Host {
     async fn run(&self, line: &str) -> Result<u8, Failure> {
         let tools =
             Tools { ssh: self.dir.path().join("ssh").into(), interactive: false, kept: None, ..Tools::default() };
-        match Line::try_parse_from(std::iter::once("x").chain(line.split(' '))).unwrap() {
-            Line::Open(args) => open(&args, &self.config, &tools).await,
+        // The whole command takes this one for all of them.
+        let (flags, words): (Vec<_>, Vec<_>) = line.split(' ').partition(|word| *word == "--json");
+        let json = !flags.is_empty();
+        match Line::try_parse_from(std::iter::once("x").chain(words)).unwrap() {
+            Line::Open(args) => open(&OpenArgs { json, ..args }, &self.config, &tools).await,
             Line::Cosign(args) => cosign::cosign(&args, &self.config, &tools).await,
-            Line::Close(args) => close(&args, &self.config, &tools).await,
-            Line::Status(args) => status::status(&args, &self.config).await,
+            Line::Close(args) => close(&CloseArgs { json, ..args }, &self.config, &tools).await,
+            Line::Status(args) => status::status(&StatusArgs { json, ..args }, &self.config).await,
             Line::Prepare(args) => prepare::prepare(&args, &self.config, &tools).await,
         }
     }
