@@ -8,11 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use breakglass_agent::{
-    config::Tier,
-    kernel::{Belongings, Notice},
-    recorder::source::Observed,
-};
+use breakglass_agent::{config::Tier, kernel::Belongings, recorder::source::Observed};
 use breakglass_api::v1::{self, event::Body};
 
 use super::harness::{DEADLINE, Recording};
@@ -341,17 +337,20 @@ fn unharmed(home: &Home) {
     assert_eq!(fs::read_dir(home.path("units")).unwrap().count(), 0);
 }
 
-/// Waits for a notice of this code.
-fn notice(recording: &mut Recording, code: &str) -> Notice {
+/// Waits until there was a notice of each of these codes, in whatever order they come.
+fn notices(recording: &mut Recording, codes: &[&str]) {
     let health = std::sync::Arc::clone(recording.kernel().health());
     let limit = Instant::now() + DEADLINE;
-    loop {
+    let mut missing = codes.to_vec();
+    while !missing.is_empty() {
         match health.take_notice() {
-            Some(notice) if notice.code == code => return notice,
-            Some(_) => {}
+            Some(notice) => {
+                println!("{}: {}", notice.code, notice.message);
+                missing.retain(|code| *code != notice.code);
+            }
             None => std::thread::sleep(Duration::from_millis(20)),
         }
-        assert!(Instant::now() < limit, "no notice {code}");
+        assert!(Instant::now() < limit, "no notice {missing:?}");
     }
 }
 
@@ -367,10 +366,7 @@ fn programs_that_are_switched_off_are_missed() {
     fs::write(FTRACE, "0").unwrap();
     let codes: &[&str] =
         if tier == Tier::Full { &["blinded-functions", "blinded-hooks"] } else { &["blinded-functions"] };
-    for code in codes {
-        let said = notice(&mut recording, code);
-        println!("{}", said.message);
-    }
+    notices(&mut recording, codes);
     assert_eq!(recording.kernel().health().tier(tier), Tier::Basic);
     // Refused is not possible any more; killed is.
     let limit = Instant::now() + DEADLINE;
@@ -386,7 +382,7 @@ fn programs_that_are_switched_off_are_missed() {
     let message = &alerts(&recording.seen, "exec-refused")[0].message;
     assert!(message.contains("was killed") && message.contains("switched off"), "{message}");
     fs::write(FTRACE, "1").unwrap();
-    notice(&mut recording, "restored-functions");
+    notices(&mut recording, &["restored-functions"]);
     let limit = Instant::now() + DEADLINE;
     while recording.command("/bin/true").status().is_ok_and(|status| !status.success()) {
         assert!(Instant::now() < limit);
