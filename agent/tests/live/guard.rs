@@ -277,7 +277,7 @@ fn root_outside_of_the_session_is_refused_while_it_is_open() {
     unharmed(&home);
     // What is none of the agent's goes on.
     let fine = "cat $HOME_OF_AGENT/agent.toml && d=$(mktemp -d) && mount -t tmpfs none $d && touch $d/x && umount $d && rmdir $d \
-                && bpftool map list > /dev/null && unshare -m sh -c 'mount -t tmpfs none /mnt && touch /mnt/x && umount /mnt' && mount -o remount,rw / && \
+                && unshare -m sh -c 'mount -t tmpfs none /mnt && touch /mnt/x && umount /mnt' && mount -o remount,rw / && \
                 unshare -m --propagation private sh -c 'mount -t tmpfs none /var/lib && umount -l /sys/fs/bpf'";
     let output = root(&recording, false, &home, fine);
     assert!(output.status.success(), "{output:?}");
