@@ -139,7 +139,7 @@ pub fn doctor(path: &Path, options: DoctorOptions) -> anyhow::Result<ExitCode> {
     let config = load_or_default(path)?;
     let kernel = (!options.access).then(|| kernel::doctor(&kernel::Options::new(&config.kernel, 0)));
     let bypasses = match &kernel {
-        Some(kernel) => Catalogue::read()?.in_tier(kernel.tier),
+        Some(kernel) => Catalogue::read()?.in_tier(kernel.tier, &config.kernel),
         None => Vec::new(),
     };
     let report = Report { kernel, access: doctor::access(&config), bypasses };

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
-use crate::config::Tier;
+use crate::config::{self, Tier};
 
 const CATALOGUE: &str = include_str!("../../bypasses.toml");
 
@@ -46,6 +46,25 @@ pub struct Row {
     /// Why it is open where it is.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub why: String,
+    /// The setting without which it is open in every tier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rests_on: Option<Setting>,
+}
+
+/// A setting of `agent.toml` that closes a way around.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub enum Setting {
+    /// Programs of a session may not use rings.
+    #[serde(rename = "kernel.io_uring = \"deny\"")]
+    DenyUring,
+}
+
+impl Setting {
+    fn is_made(self, kernel: &config::Kernel) -> bool {
+        match self {
+            Self::DenyUring => kernel.io_uring == config::Unrecorded::Deny,
+        }
+    }
 }
 
 /// All of them.
@@ -73,10 +92,11 @@ impl Catalogue {
         toml::from_str(CATALOGUE).context("the list of bypasses that was built in is not understood")
     }
 
-    /// What applies in a tier. Where no program loads everything is open.
-    pub fn in_tier(&self, tier: Tier) -> Vec<Here> {
+    /// What applies in a tier and with these settings. Where no program loads everything is open.
+    pub fn in_tier(&self, tier: Tier, kernel: &config::Kernel) -> Vec<Here> {
         let promise = |row: &Row| match tier {
             Tier::None => Promise::Open,
+            _ if row.rests_on.is_some_and(|setting| !setting.is_made(kernel)) => Promise::Open,
             tier => row.promise.get(&tier.to_string()).copied().unwrap_or(Promise::Open),
         };
         let here = self.rows.iter().map(|row| {
@@ -158,7 +178,7 @@ mod tests {
                 ["basic", "full", "trace"],
                 "{number}"
             );
-            let open = row.promise.values().any(|promise| *promise == Promise::Open);
+            let open = row.promise.values().any(|promise| *promise == Promise::Open) || row.rests_on.is_some();
             assert_eq!(open, !row.why.is_empty(), "row {number}");
             for text in [&row.what, &row.by, &row.r#try] {
                 assert!(!text.is_empty() && !text.contains('\n'), "row {number}: {text}");
@@ -169,10 +189,25 @@ mod tests {
     #[test]
     fn without_programs_everything_is_open() {
         let catalogue = Catalogue::read().unwrap();
-        let rows = catalogue.in_tier(Tier::None);
+        let rows = catalogue.in_tier(Tier::None, &config::Kernel::default());
         assert_eq!(rows.len(), catalogue.rows.len());
         assert!(rows.iter().all(|row| row.promise == Promise::Open));
         assert!(any_open(&rows));
         assert!(text(&rows).contains(&format!("{} open", rows.len())));
+    }
+
+    #[test]
+    fn what_rests_on_a_setting_is_open_without_it() {
+        let catalogue = Catalogue::read().unwrap();
+        let open = |kernel: &config::Kernel| {
+            let rows = catalogue.in_tier(Tier::Full, kernel);
+            let open = rows.into_iter().filter(|row| row.promise == Promise::Open);
+            open.map(|row| (row.number, row.why)).collect::<Vec<_>>()
+        };
+        assert!(open(&config::Kernel::default()).is_empty());
+        let lax = config::Kernel { io_uring: config::Unrecorded::Record, ..config::Kernel::default() };
+        let rows = open(&lax);
+        assert_eq!(rows.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [21]);
+        assert!(rows[0].1.contains("kernel.io_uring"));
     }
 }
