@@ -80,6 +80,11 @@ impl Daemon {
         &self.log
     }
 
+    /// What it is called in messages.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// The end of its log, for a message.
     pub fn tail(&self) -> String {
         let output = self.output();

@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use breakglass_api::v1::Status;
 
 use crate::{
@@ -22,6 +22,9 @@ use crate::{
     sshd::{Keys, Sshd, make_key},
     undo::{Entry, Run},
 };
+
+/// How much of a log is quoted around a panic.
+const PANIC_LINES: usize = 20;
 
 /// Principal of the operator whose key the host knows.
 pub const OPERATOR: &str = "alice@example.org";
@@ -280,7 +283,11 @@ impl Stack {
     fn check_no_panic(&self) -> Result<()> {
         for daemon in [&self.agent, &self.collector] {
             let log = String::from_utf8_lossy(&fs::read(daemon.log())?).into_owned();
-            ensure!(!log.contains("panicked at"), "a panic; {}", daemon.tail());
+            // With what was said just before and after: the log goes on, and its end may say nothing of it.
+            if let Some(at) = log.lines().position(|line| line.contains("panicked at")) {
+                let around: Vec<_> = log.lines().skip(at.saturating_sub(3)).take(PANIC_LINES).collect();
+                bail!("a panic of {}:\n{}", daemon.name(), around.join("\n"));
+            }
         }
         Ok(())
     }

@@ -24,7 +24,10 @@ use tokio::{
 };
 
 use super::keys::{KeyError, KeyStore, Origin};
-use crate::recorder::{Mark, Reach, RecordError, Recorder, clock};
+use crate::{
+    blocking,
+    recorder::{Mark, Reach, RecordError, Recorder, clock},
+};
 
 /// Shortest time between two checkpoints that nothing asks for but activity.
 pub const PACE: Duration = Duration::from_secs(1);
@@ -202,7 +205,7 @@ impl Work {
         let keys = Arc::clone(&self.keys);
         let host_id = self.host_id;
         let covers = reach.seq;
-        let signed = blocking(move || {
+        let signed = blocking::run(move || {
             let keys = keys.lock().unwrap_or_else(PoisonError::into_inner);
             let mut statement = statement(keys.as_ref(), host_id, &reach, Kind::Checkpoint, reasons);
             if let Some(mark) = mark {
@@ -251,7 +254,7 @@ impl Work {
         reasons: u16,
     ) -> Result<Signed, KeyError> {
         let (keys, host_id, reach) = (Arc::clone(&self.keys), self.host_id, self.recorder.reach());
-        blocking(move || {
+        blocking::run(move || {
             let mut keys = keys.lock().unwrap_or_else(PoisonError::into_inner);
             let next = keys.prepare()?;
             let statement = statement(keys.as_ref(), host_id, &reach, kind(next), reasons);
@@ -311,12 +314,4 @@ fn statement(keys: &dyn KeyStore, host_id: [u8; 16], reach: &Reach, kind: Kind, 
 fn sign(keys: &dyn KeyStore, statement: Statement) -> Result<Signed, KeyError> {
     let signature = keys.sign(&Statement::signing_input(&statement.encode()))?;
     Ok(Signed { statement, signature })
-}
-
-/// Runs what may wait for a disk off the runtime's threads.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(value) => value,
-        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-    }
 }
