@@ -1,11 +1,12 @@
 //! The one path onto the rings: it numbers, stamps, sends, and counts what found a ring full.
 
 use aya_ebpf::{
-    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_boot_ns},
+    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_boot_ns, bpf_loop},
     macros::map,
     maps::{Array, PerCpuArray, RingBuf},
 };
 use breakglass_abi::{Counter, Header, Ring, settings::Site};
+use core::ffi::c_void;
 
 use crate::{fault, task::Identity};
 
@@ -42,9 +43,11 @@ pub struct Envelope {
     pub yields: bool,
 }
 
-/// `BPF_RB_AVAIL_DATA`, `BPF_RB_RING_SIZE` (include/uapi/linux/bpf.h).
+/// `BPF_RB_AVAIL_DATA`, `BPF_RB_RING_SIZE`, `BPF_RB_CONS_POS`, `BPF_RB_PROD_POS` (include/uapi/linux/bpf.h).
 const AVAILABLE_DATA: u64 = 0;
 const RING_SIZE: u64 = 1;
+const CONSUMED: u64 = 2;
+const PRODUCED: u64 = 3;
 /// What a record that had to yield is counted as.
 const ENOSPC: i32 = 28;
 
@@ -101,6 +104,53 @@ fn crowded() -> bool {
 pub fn past_high_water() -> bool {
     let size = AUDIT.query(RING_SIZE);
     AUDIT.query(AVAILABLE_DATA) > size - size / 8
+}
+
+/// How long [`is_taken`] waits: the agent needs some 15 ms, much more under load, and up to a second for records that make no event.
+const TAKEN_WAIT_NS: u64 = 2_000_000_000;
+/// More looks than fit into that.
+const TAKEN_LOOKS: u32 = 1 << 23;
+
+/// What has to be taken, and whether it was.
+#[repr(C)]
+struct Waits {
+    until_ns: u64,
+    audit: u64,
+    witness: u64,
+    bulk: u64,
+    taken: u64,
+}
+
+/// Whether the agent has taken, and made durable, all that is on the rings now; waits a little for it. The reader's positions move when
+/// something is durable, not when it was read. Waiting is looking again and again: programs at security hooks cannot sleep.
+#[inline(never)]
+pub fn is_taken() -> bool {
+    let until_ns = unsafe { bpf_ktime_get_boot_ns() } + TAKEN_WAIT_NS;
+    let mut waits = Waits {
+        until_ns,
+        audit: AUDIT.query(PRODUCED),
+        witness: WITNESS.query(PRODUCED),
+        bulk: BULK.query(PRODUCED),
+        taken: 0,
+    };
+    let looks = unsafe { bpf_loop(TAKEN_LOOKS, look as *mut c_void, (&raw mut waits).cast(), 0) };
+    if looks < 0 {
+        fault::count(Site::Loop, looks);
+    }
+    waits.taken != 0
+}
+
+/// 1 ends the wait.
+extern "C" fn look(_index: u64, context: *mut c_void) -> i64 {
+    let waits: *mut Waits = context.cast();
+    let (until_ns, audit, witness, bulk) =
+        unsafe { ((*waits).until_ns, (*waits).audit, (*waits).witness, (*waits).bulk) };
+    let read = [(AUDIT.query(CONSUMED), audit), (WITNESS.query(CONSUMED), witness), (BULK.query(CONSUMED), bulk)];
+    if read.iter().all(|(consumed, produced)| consumed >= produced) {
+        unsafe { (*waits).taken = 1 };
+        return 1;
+    }
+    i64::from(unsafe { bpf_ktime_get_boot_ns() } > until_ns)
 }
 
 /// Adds to a counter of this CPU and returns what it was. Atomic because a program at a function exit can be preempted by a

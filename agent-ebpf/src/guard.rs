@@ -5,7 +5,7 @@
 //! session is open: what a tagged task may not do itself it could ask systemd to do.
 
 use aya_ebpf::{
-    helpers::{bpf_loop, bpf_probe_read_kernel},
+    helpers::{bpf_loop, bpf_probe_read_kernel, generated::bpf_task_pt_regs},
     macros::map,
     maps::HashMap,
 };
@@ -13,7 +13,8 @@ use breakglass_abi::{
     GuardedKey, Knob, Rule,
     record::REFUSAL_UNTAGGED,
     settings::{
-        AGENT_GONE, GUARD_CODE, GUARD_FILE, GUARD_PINS, GUARD_SECRET, GUARD_SHARED, GUARD_TREE, GUARD_UNITS, GUARD_WAY, Site,
+        AGENT_GONE, GUARD_CODE, GUARD_FILE, GUARD_PINS, GUARD_SECRET, GUARD_SHARED, GUARD_TREE, GUARD_UNITS, GUARD_WAY,
+        Site,
     },
 };
 use core::ffi::c_void;
@@ -168,6 +169,20 @@ fn executes(task: Task) -> Option<(u32, u64)> {
     let inode: u64 = pointer(file, offset!(file_inode))?;
     let sb: u64 = pointer(inode, offset!(inode_sb))?;
     Some((half(sb + offset!(sb_dev) as u64), word(inode + offset!(inode_ino) as u64)))
+}
+
+/// `__X32_SYSCALL_BIT` (arch/x86/include/uapi/asm/unistd.h).
+const X32: u32 = 0x4000_0000;
+
+/// Number of the system call that runs; which of the tables it belongs to the caller has to tell by what is asked. `None` outside of one.
+#[inline(always)]
+pub fn call_number() -> Option<u32> {
+    let task = Task::current().address();
+    let registers = unsafe { bpf_task_pt_regs(task.cast_mut().cast()) } as Address;
+    if registers.is_null() {
+        return None;
+    }
+    Some(load::<u64>(registers, offset!(regs_orig_ax)) as u32 & !X32)
 }
 
 /// Where a dentry lies among what is guarded: `GUARD_` bits.
@@ -328,6 +343,12 @@ pub fn is_unit(place: Place, dentry: u64) -> bool {
 pub fn is_owned(kind: u64, id: u32) -> bool {
     let key = kind | u64::from(id);
     unsafe { OWNED.get(&key) }.is_some()
+}
+
+/// Whether something guarded is on the file system of a dentry.
+#[inline(always)]
+pub fn is_lived_on(dentry: u64) -> bool {
+    pointer(dentry, offset!(dentry_sb)).is_some_and(|sb| bits(half(sb + offset!(sb_dev) as u64), 0).is_some())
 }
 
 /// Whether a disk is below the agent's files.

@@ -63,6 +63,10 @@ const NOTICE_LIMIT: Duration = Duration::from_secs(2);
 /// How often the spool is looked at for being full.
 const SPOOL_LOOK: Duration = Duration::from_millis(200);
 
+/// How long a disk may take to make something durable before no program of a session starts any more, as with an agent that shows no sign of
+/// life.
+const DISK_ANSWERS: Duration = Duration::from_secs(5);
+
 /// Folders of systemd's units, and the agent's units.
 const UNIT_FOLDERS: [&str; 4] =
     ["/etc/systemd/system", "/usr/lib/systemd/system", "/usr/local/lib/systemd/system", "/lib/systemd/system"];
@@ -166,7 +170,8 @@ async fn start(path: &Path, config: Config, account: Account) -> anyhow::Result<
     let manager = Manager::new(host, recorder.clone(), intents);
     let notices = start_notices(&config, &recorder, &host_id, &host_name).await;
     if let Some(health) = health {
-        tokio::spawn(attend(health, manager.clone(), recorder.clone(), reader.another(), config.spool.max_bytes));
+        tokio::spawn(watch_spool(Arc::clone(&health), recorder.clone(), reader.another(), config.spool.max_bytes));
+        tokio::spawn(attend(health, manager.clone(), recorder.clone()));
     }
     announce(&recorder, &info, &host_name, boot_id).await;
     tell_cuts(&recorder, &recovery).await;
@@ -226,29 +231,32 @@ async fn may_stop(parts: &Parts, reason: &str) -> bool {
     false
 }
 
-/// Records what the kernel's guardian has to say, and tells it whether the spool takes what comes.
-async fn attend(
-    health: Arc<Health>,
-    manager: Manager<Host, Recorder>,
-    recorder: Recorder,
-    spool: SpoolReader,
-    max_bytes: u64,
-) {
-    let mut look = tokio::time::interval(SPOOL_LOOK);
+/// Records what the kernel's guardian has to say.
+async fn attend(health: Arc<Health>, manager: Manager<Host, Recorder>, recorder: Recorder) {
     loop {
-        tokio::select! {
-            notice = health.notice() => {
-                let session = manager.view().session.map(|open| open.session);
-                let alert = Alert { code: notice.code.into(), message: notice.message, process: None };
-                if let Err(error) = recorder.record(session, Body::Alert(alert)).await {
-                    tracing::error!(%error, "an alert could not be recorded");
-                }
-            }
-            _ = look.tick() => {
-                let (_, waiting) = spool.backlog();
-                health.set_spool_full(recorder.stats().last_error.is_some() || waiting > max_bytes / 16 * 15);
-            }
+        let notice = health.notice().await;
+        let session = manager.view().session.map(|open| open.session);
+        let alert = Alert { code: notice.code.into(), message: notice.message, process: None };
+        if let Err(error) = recorder.record(session, Body::Alert(alert)).await {
+            tracing::error!(%error, "an alert could not be recorded");
         }
+    }
+}
+
+/// Tells the kernel's guardian whether the spool takes what comes. A task of its own: it must not wait for a disk.
+async fn watch_spool(health: Arc<Health>, recorder: Recorder, spool: SpoolReader, max_bytes: u64) {
+    let mut look = tokio::time::interval(SPOOL_LOOK);
+    let mut silent = false;
+    loop {
+        look.tick().await;
+        let (_, waiting) = spool.backlog();
+        let was = std::mem::replace(&mut silent, recorder.unanswered() > DISK_ANSWERS);
+        if silent && !was {
+            tracing::error!(
+                "the disk of the spool has not answered for {DISK_ANSWERS:?}; what is recorded is in memory only"
+            );
+        }
+        health.set_spool_full(silent || recorder.stats().last_error.is_some() || waiting > max_bytes / 16 * 15);
     }
 }
 

@@ -334,9 +334,9 @@ rules! {
     Tracing = 11, "guard-tracing";
     /// A kernel setting by which others run as root, or the kernel stops.
     Sysctl = 12, "guard-sysctl";
-    /// The machine's memory or ports.
+    /// The machine's memory, ports, registers or buses.
     Memory = 13, "guard-memory";
-    /// The disk below the agent's files.
+    /// The disk below the agent's files, or the file system that they are on.
     Device = 14, "guard-device";
     /// A kernel module.
     Module = 15, "guard-module";
@@ -348,6 +348,8 @@ rules! {
     Lockdown = 18, "guard-lockdown";
     /// A ring of `io_uring`, where policy refuses it.
     Uring = 19, "guard-io-uring";
+    /// The machine's end before what was recorded is durable.
+    Boot = 20, "guard-boot";
 }
 
 /// Value of the map `SLOTS`, keyed by session number: the session is being closed, its tasks may neither exec nor fork.

@@ -18,13 +18,14 @@ use breakglass_abi::{
     settings::Site,
 };
 
+use super::draft::Draft;
 use crate::{
     descriptor::{self, CHARACTER, TYPE_MASK},
     emit::{self, Envelope},
     fault,
     path::{self, TAIL_MASK},
     scope::{self, Scope},
-    scratch::{self, Slot, masked},
+    scratch::masked,
     task::{Address, Identity, Task, follow, load, offset, peek, process_of},
 };
 
@@ -71,77 +72,6 @@ const SYS_CONNECT: u64 = 3;
 const AF_UNIX: u16 = 1;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
-/// Arguments of a call, and its result in the place [`RESULT`] counts to.
-const PLACES: usize = 8;
-
-/// A call under way of becoming a record. In the scratch slots, which only the call's own CPU touches.
-#[derive(Clone, Copy)]
-pub(super) struct Draft {
-    slot: Slot,
-    pub(super) action: *mut Action,
-    /// By place; the first is unused.
-    places: *mut [u64; PLACES],
-}
-
-impl Draft {
-    #[inline(always)]
-    pub(super) fn new() -> Option<Self> {
-        let slot = Slot::get(scratch::EXEC)?;
-        let places = Slot::get(scratch::TRACE)?.state();
-        Some(Self { slot, action: slot.record(), places })
-    }
-
-    /// In a slot of the caller's choice, for what is no call of the list.
-    #[inline(always)]
-    pub(super) fn in_slot(index: u32) -> Option<Self> {
-        let slot = Slot::get(index)?;
-        Some(Self { slot, action: slot.record(), places: slot.state() })
-    }
-
-    /// The tail, empty yet.
-    #[inline(always)]
-    pub(super) fn tail(self) -> *mut u8 {
-        unsafe { self.slot.record::<u8>().add(Action::SIZE) }
-    }
-
-    /// The argument in a place of the shape; 0 where the shape has none there.
-    #[inline(always)]
-    fn place(self, shape: u64, at: u32) -> u64 {
-        let place = (shape >> at) & (PLACES as u64 - 1);
-        unsafe { *self.places.cast::<u64>().add(masked::<{ PLACES as u64 - 1 }>(place) as usize) }
-    }
-
-    /// End of the tail; see [`Slot::notes`].
-    #[inline(always)]
-    fn pos(self) -> u64 {
-        unsafe { core::ptr::read_volatile(self.slot.notes::<u64>()) }
-    }
-
-    #[inline(always)]
-    pub(super) fn set_pos(self, pos: u64) {
-        unsafe { core::ptr::write_volatile(self.slot.notes::<u64>(), pos) };
-    }
-
-    /// The value, of which the verifier knows nothing any more. `place` is one of the notes beside the first.
-    #[inline(always)]
-    fn forget<const PLACE: usize>(self, value: u64) -> u64 {
-        unsafe {
-            let at = self.slot.notes::<[u64; 8]>().cast::<u64>().add(PLACE);
-            core::ptr::write_volatile(at, value);
-            core::ptr::read_volatile(at)
-        }
-    }
-
-    #[inline(always)]
-    fn argument(self, place: usize) -> u64 {
-        unsafe { (*self.places)[place] }
-    }
-
-    #[inline(always)]
-    fn has(self, shape: u64, at: u32) -> bool {
-        (shape >> at) & 0xf != 0
-    }
-}
 
 /// At the exit of a call that the list has a kind for.
 #[inline(always)]

@@ -16,6 +16,8 @@ mod line;
 
 mod action;
 
+mod draft;
+
 mod written;
 
 mod signal;

@@ -13,9 +13,7 @@ use crate::{
 /// refuse a plain ring, but its descriptor is of no use to who does not live to see it.
 #[btf_tracepoint(function = "io_uring_create")]
 pub fn uring_made(_context: BtfTracePointContext) -> i32 {
-    if scope::works() && scope::deny_uring() {
-        refuse_ring();
-    }
+    refuse_ring();
     0
 }
 
@@ -23,23 +21,22 @@ pub fn uring_made(_context: BtfTracePointContext) -> i32 {
 /// who is not of it.
 #[btf_tracepoint(function = "io_uring_submit_req")]
 pub fn uring_used(_context: BtfTracePointContext) -> i32 {
-    if scope::works() && scope::deny_uring() {
-        refuse_ring();
-    }
+    refuse_ring();
     0
 }
 
 /// `TP_PROTO(struct io_kiocb *req, bool force_nonblock)`: the same before Linux 6.4.
 #[btf_tracepoint(function = "io_uring_submit_sqe")]
 pub fn uring_used_before_6_4(_context: BtfTracePointContext) -> i32 {
-    if scope::works() && scope::deny_uring() {
-        refuse_ring();
-    }
+    refuse_ring();
     0
 }
 
 #[inline(always)]
 fn refuse_ring() -> Option<()> {
+    if !scope::works() || !scope::deny_uring() {
+        return None;
+    }
     let task = Task::current();
     let who = task.identity();
     let scope = scope::find(task, who)?;

@@ -3,7 +3,10 @@
 use aya_ebpf::helpers::bpf_probe_read_user_buf;
 use breakglass_abi::{Kind, record::ACTION_NAME_UNREAD, settings::Site};
 
-use super::action::{Draft, clear, send};
+use super::{
+    action::{clear, send},
+    draft::Draft,
+};
 use crate::{
     fault, scope,
     scratch::masked,

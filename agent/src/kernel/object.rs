@@ -80,7 +80,7 @@ pub const LOGGING: Program = PROGRAMS[1];
 
 /// All programs, in the order in which they are attached. Recording first, then the guard; within it what protects the programs
 /// themselves first.
-pub const PROGRAMS: [Program; 51] = [
+pub const PROGRAMS: [Program; 55] = [
     program("process_exit", Hook::Tracepoint("sched_process_exit"), Attached::Always),
     program("process_fork", Hook::Tracepoint("sched_process_fork"), Attached::Always),
     program("process_judge", Hook::Tracepoint("sched_process_exec"), Attached::Always),
@@ -125,6 +125,11 @@ pub const PROGRAMS: [Program; 51] = [
     guard("guard_symlink", "inode_symlink"),
     guard("guard_link", "inode_link"),
     guard("guard_ioctl", "file_ioctl"),
+    // By 32-bit programs; where there is no such hook they ask the one above.
+    optional(guard("guard_ioctl_compat", "file_ioctl_compat")),
+    guard("guard_sigio", "file_send_sigiotask"),
+    guard("guard_lockdown", "locked_down"),
+    guard("guard_boot", "capable"),
     guard("guard_load_data", "kernel_load_data"),
     guard("guard_read_file", "kernel_read_file"),
     optional(guard("guard_perf", "perf_event_open")),

@@ -72,13 +72,35 @@ fn what(rule: Rule, refusal: &Refusal) -> String {
         Rule::Cgroup => format!("to write {place} of a control group that the agent is in"),
         Rule::Tracing => format!("to write {place}, which changes what can be traced"),
         Rule::Sysctl => format!("to write {place}, by which the kernel runs programs, or stops"),
-        Rule::Memory => format!("to write {place}, the machine's memory"),
-        Rule::Device => format!("to write the disk {place} below the agent's files"),
+        Rule::Memory => match reach(refusal.value) {
+            Some(what) => format!("to reach {what} past the kernel"),
+            None => format!("to write {place}, the machine's memory"),
+        },
+        Rule::Device => match refusal.value {
+            0 => format!("to write the disk {place} below the agent's files"),
+            command => format!(
+                "to freeze or shut down the file system of {place}, on which the agent's files are ({command:#x})"
+            ),
+        },
+        Rule::Boot => "to end the machine before what was recorded is durable; try again, or let systemd do it".into(),
         Rule::Module => "to load a kernel module".into(),
         Rule::Kexec => "to load another kernel".into(),
         Rule::Perf => "to open performance events".into(),
         Rule::Lockdown => format!("to write {place} in the security file system"),
         Rule::Uring => "to use io_uring, which policy does not allow".into(),
+    }
+}
+
+/// Words for an `enum lockdown_reason` (security/security.c); 0, and what is no such number, is a file.
+fn reach(value: u64) -> Option<&'static str> {
+    match value {
+        2 => Some("the machine's memory"),
+        3 => Some("EFI's runtime services"),
+        6 => Some("PCI configuration or a device's memory"),
+        7 => Some("I/O ports"),
+        8 => Some("the processor's model-specific registers"),
+        9 => Some("ACPI's tables"),
+        _ => None,
     }
 }
 
@@ -95,7 +117,7 @@ fn reason(value: u64) -> &'static str {
         REASON_RING => "the ring of what must not be lost is nearly full",
         REASON_STALE => "the agent has not shown itself for too long",
         REASON_GONE => "the agent has ended",
-        REASON_SPOOL => "the agent's spool takes no more",
+        REASON_SPOOL => "the agent's spool takes no more, or its disk does not answer",
         REASON_BLIND => "kernel programs that record or guard have been switched off",
         _ => "it could not be recorded",
     }

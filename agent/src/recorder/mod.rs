@@ -23,7 +23,7 @@ use std::{
     io,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
     time::Duration,
@@ -167,6 +167,8 @@ struct Shared {
     high_water: watch::Sender<bool>,
     stats: Mutex<RecorderStats>,
     stopping: AtomicBool,
+    /// Boot clock at which the disk was last asked to make something durable and has not answered, nanoseconds; else 0.
+    asked_ns: AtomicU64,
     /// Who else is told, once it is durable.
     notices: OnceLock<Notices>,
 }
@@ -294,6 +296,15 @@ impl Recorder {
     /// at with every commit and once a second. Both turns are alerts in the record, `spool-high-water` and `spool-has-room`.
     pub fn high_water(&self) -> watch::Receiver<bool> {
         self.inner.shared.high_water.subscribe()
+    }
+
+    /// How long the disk has owed an answer; zero if it owes none. A frozen file system or a lost disk refuses nothing, it only never
+    /// answers, and what is recorded meanwhile is in the kernel's rings alone.
+    pub fn unanswered(&self) -> Duration {
+        match self.inner.shared.asked_ns.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            asked => Duration::from_nanos(clock::now().boot_ns.saturating_sub(asked)),
+        }
     }
 
     /// What was done, and what is wrong.

@@ -254,10 +254,13 @@ async fn what_came_late_is_followed_by_a_word() {
     let disk = FakeDisk::default();
     let (recorder, mut reader) = start(&disk, None, options());
     disk.set_hang(true);
+    assert_eq!(recorder.unanswered(), Duration::ZERO);
     let error = recorder.record(None, alert("slow")).await.unwrap_err();
     assert!(matches!(error, RecordError::Uncertain { .. }), "{error}");
+    assert!(recorder.unanswered() >= options().give_up / 2, "{:?}", recorder.unanswered());
     disk.set_hang(false);
     until(|| codes(&mut reader).len() == 2).await;
+    until(|| recorder.unanswered().is_zero()).await;
     assert_eq!(codes(&mut reader), ["slow", "late-record"]);
     recorder.stop().await;
 }

@@ -250,7 +250,9 @@ impl Worker {
             if !self.is_due() {
                 return true;
             }
+            self.shared.asked_ns.store(clock::now().boot_ns, Ordering::Relaxed);
             let done = self.write();
+            self.shared.asked_ns.store(0, Ordering::Relaxed);
             match done {
                 Ok(()) => return true,
                 Err(error) => self.failed(&error),

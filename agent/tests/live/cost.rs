@@ -22,7 +22,7 @@ fn every_program_is_far_from_the_verifiers_limit_and_all_load_in_time() {
     need_kernel!();
     // Of this thread alone: the machine may be busy with other things.
     let before = thread_time();
-    let mut recording = Recording::start();
+    let mut recording = Recording::guarded();
     let took = thread_time() - before;
     for program in recording.kernel().statistics().unwrap() {
         println!("{:<24} {:>8} instructions verified", program.program, program.verified_instructions);
@@ -71,7 +71,7 @@ fn work() {
 fn at_rest_nothing_runs_but_exec_fork_and_exit() {
     need_kernel!();
     const RESTING: [&str; 4] = ["process_exec", "process_exit", "process_fork", "process_judge"];
-    let mut recording = Recording::start();
+    let mut recording = Recording::guarded();
     let counting = Counting::start();
     let ran = |recording: &mut Recording| -> Vec<ProgramStatistics> {
         let mut ran = recording.kernel().statistics().unwrap();

@@ -55,7 +55,7 @@ fn expect_reason(recording: &mut Recording, reason: &str) {
 #[test]
 fn nothing_runs_while_the_spool_takes_nothing() {
     need_kernel!();
-    let mut recording = Recording::start();
+    let mut recording = Recording::guarded();
     recording.kernel().begin_session(3).unwrap();
     assert!(runs(recording.uid));
     recording.kernel().health().set_spool_full(true);
@@ -71,7 +71,7 @@ fn nothing_runs_while_the_spool_takes_nothing() {
 #[test]
 fn where_policy_is_to_record_everything_runs() {
     need_kernel!();
-    let mut recording = Recording::with(|options| options.deny_unrecorded = false);
+    let mut recording = Recording::guarded_with(|options| options.deny_unrecorded = false);
     recording.kernel().begin_session(3).unwrap();
     recording.kernel().health().set_spool_full(true);
     std::thread::sleep(Duration::from_secs(1));
@@ -82,7 +82,7 @@ fn where_policy_is_to_record_everything_runs() {
 #[test]
 fn nothing_runs_while_the_agent_shows_no_sign_of_life() {
     need_kernel!();
-    let mut recording = Recording::with(|options| options.stale_after = Duration::from_millis(1500));
+    let mut recording = Recording::guarded_with(|options| options.stale_after = Duration::from_millis(1500));
     recording.kernel().begin_session(3).unwrap();
     assert!(runs(recording.uid));
     // The process lives, and beats no more.
@@ -100,7 +100,7 @@ fn nothing_runs_while_the_agent_shows_no_sign_of_life() {
 #[test]
 fn an_agent_of_its_own() {
     let (Ok(pins), Ok(uid)) = (std::env::var(AGENT_PINS), std::env::var(AGENT_UID)) else { return };
-    let mut options = Recording::options();
+    let mut options = Recording::guarded_options();
     options.pins = pins.into();
     options.account_uid = uid.parse().unwrap();
     let (mut kernel, _reader) = Kernel::start(&options).expect("start");
@@ -114,7 +114,7 @@ fn an_agent_of_its_own() {
 #[test]
 fn nothing_runs_once_the_agent_has_ended() {
     need_kernel!();
-    let options = Recording::options();
+    let options = Recording::guarded_options();
     let mut agent = Command::new(std::env::current_exe().unwrap())
         .args(["live::fail_closed::an_agent_of_its_own", "--exact", "--nocapture"])
         .env(AGENT_PINS, &options.pins)
@@ -143,7 +143,7 @@ fn nothing_runs_once_the_agent_has_ended() {
 #[test]
 fn settings_that_somebody_else_changes_are_put_back() {
     need_kernel!();
-    let mut recording = Recording::start();
+    let mut recording = Recording::guarded();
     recording.kernel().begin_session(6).unwrap();
     assert!(runs(recording.uid));
     let folders = std::fs::read_dir(&recording.options.pins).unwrap();

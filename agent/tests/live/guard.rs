@@ -63,7 +63,7 @@ impl Home {
     }
 
     fn recording(&self) -> Recording {
-        Recording::with(|options| options.belongings = self.belongings())
+        Recording::guarded_with(|options| options.belongings = self.belongings())
     }
 }
 
@@ -133,6 +133,7 @@ const AGENTS: &[(&str, &str)] = &[
     ("guard-signal", "kill -9 $AGENT"),
     ("guard-signal", "kill -STOP $AGENT"),
     ("guard-signal", "kill -TERM $AGENT"),
+    ("guard-signal", DESCRIPTORS_SIGNAL),
     ("guard-ptrace", "head -c 1 /proc/$AGENT/mem"),
     ("guard-ptrace", "exec 3</proc/$AGENT/mem"),
     ("guard-priority", "renice -n 19 -p $AGENT"),
@@ -189,6 +190,14 @@ const AGENTS: &[(&str, &str)] = &[
     ("guard-cgroup", "echo 1 > $CGROUP/../cgroup.freeze"),
 ];
 
+/// The kernel is to kill the agent as the owner of a pipe.
+const DESCRIPTORS_SIGNAL: &str = "python3 -c 'import fcntl, os, sys; r, w = os.pipe(); fcntl.fcntl(r, fcntl.F_SETOWN, int(sys.argv[1])); \
+     fcntl.fcntl(r, 10, 9); fcntl.fcntl(r, fcntl.F_SETFL, os.O_ASYNC); os.write(w, b\"x\"); sys.exit(1)' $AGENT";
+
+/// With what no kernel takes as an order to end: it is refused before that is looked at.
+const REBOOT: &str = "python3 -c 'import ctypes, sys; libc = ctypes.CDLL(None, use_errno=True); \
+     sys.exit(libc.syscall(169, 0, 0, 0, 0) == -1 and ctypes.get_errno() == 1)'";
+
 /// What stops or blinds the kernel's programs, from whoever is root.
 const SWITCHES: &[(&str, &str)] = &[
     ("guard-tracing", "echo 0 > /proc/sys/kernel/ftrace_enabled"),
@@ -215,6 +224,20 @@ const SWITCHES: &[(&str, &str)] = &[
         "guard-device",
         "m=$(mktemp -u); mknod $m b $(lsblk -nrdo MAJ:MIN $(findmnt -no SOURCE /) | tr : ' '); exec 3<>$m",
     ),
+    ("guard-memory", "python3 -c 'import ctypes, sys; sys.exit(ctypes.CDLL(None).syscall(172, 3) != 0)'"),
+    (
+        "guard-device",
+        "python3 -c 'import fcntl, os, sys; d = os.open(sys.argv[1], os.O_RDONLY); fcntl.ioctl(d, 0xc0045877, 0); fcntl.ioctl(d, 0xc0045878, 0)' \
+         $HOME_OF_AGENT/state",
+    ),
+    // With a flag that ext4 does not know, which it says only after it was allowed.
+    (
+        "guard-device",
+        "python3 -c 'import ctypes, os, sys; libc = ctypes.CDLL(None, use_errno=True); d = os.open(\"/\", os.O_RDONLY); \
+         libc.ioctl(d, 0x8004587d, ctypes.byref(ctypes.c_uint(9))); sys.exit(ctypes.get_errno() == 1)'",
+    ),
+    // Nobody reads the rings meanwhile.
+    ("guard-boot", REBOOT),
     ("guard-lockdown", "echo integrity > /sys/kernel/security/lockdown"),
     ("guard-module", "modprobe dummy"),
     ("guard-kexec", "python3 -c 'import ctypes,sys; sys.exit(ctypes.CDLL(None).syscall(246,0,0,0,0) != 0)'"),
@@ -238,7 +261,7 @@ fn the_tier_is_the_one_that_the_kernel_was_booted_for() {
         return;
     };
     let started = Instant::now();
-    let mut recording = Recording::start();
+    let mut recording = Recording::guarded();
     println!("loaded in {:?}", started.elapsed());
     let info = recording.kernel().info().clone();
     println!("{:#?}", info.programs);
@@ -303,11 +326,26 @@ fn at_rest_only_programs_pins_and_process_are_guarded() {
         .collect();
     assert!(always.len() > 12);
     expect_refusals(&mut recording, &home, false, &always);
-    let id = "bpftool -j map list | python3 -c 'import json,sys; print([m[\"id\"] for m in json.load(sys.stdin)][-1])'";
-    let _ = id;
     let fine = "echo new > $HOME_OF_AGENT/agent.toml && touch $HOME_OF_AGENT/state/spool/x && sysctl -qw kernel.ftrace_enabled=1 && modprobe dummy && modprobe -r dummy";
     let output = root(&recording, false, &home, fine);
     assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn the_machine_may_be_ended_once_all_is_durable() {
+    need_lab!(["full"]);
+    let home = Home::new();
+    let mut recording = home.recording();
+    recording.kernel().begin_session(5).unwrap();
+    let uid = recording.uid;
+    let asked = std::thread::spawn(move || {
+        Command::new("/bin/sh").args(["-c", &format!("echo {uid} > /proc/self/loginuid && {REBOOT}")]).output()
+    });
+    recording.until("leave to end the machine", |_| asked.is_finished());
+    let output = asked.join().unwrap().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(alerts(&recording.seen, "guard-boot").is_empty());
+    recording.kernel().end_session(5).unwrap();
 }
 
 #[test]

@@ -74,7 +74,23 @@ impl Recording {
         Self::with(|_| {})
     }
 
-    /// Pins and a uid of a recording's own.
+    /// With the guard, where the kernel has what it takes.
+    pub fn guarded() -> Self {
+        Self::guarded_with(|_| {})
+    }
+
+    pub fn guarded_with(change: impl FnOnce(&mut Options)) -> Self {
+        let mut options = Self::guarded_options();
+        change(&mut options);
+        Self::of(options)
+    }
+
+    pub fn guarded_options() -> Options {
+        Options { maximum_tier: breakglass_agent::config::Tier::Full, ..Self::options() }
+    }
+
+    /// Pins and a uid of a recording's own. Without the guard, which records nothing, and whose dozens of programs each test in the lab
+    /// would wait seconds for.
     pub fn options() -> Options {
         let pins =
             PathBuf::from(format!("/sys/fs/bpf/breakglass-test-{}-{:08x}", std::process::id(), rand::random::<u32>()));
@@ -86,7 +102,7 @@ impl Recording {
             bulk_ring: 16 << 20,
             tag_table: breakglass_agent::kernel::TAG_TABLE,
             deny_unrecorded: true,
-            maximum_tier: breakglass_agent::config::Tier::Full,
+            maximum_tier: breakglass_agent::config::Tier::Trace,
             kill_ungranted: false,
             allow_uring: true,
             stale_after: STALE_AFTER,

@@ -6,7 +6,7 @@ use crate::need_kernel;
 #[test]
 fn a_new_agent_goes_on_where_the_old_one_stopped() {
     need_kernel!();
-    let mut recording = Recording::start();
+    let mut recording = Recording::guarded();
     assert!(!recording.kernel().info().took_over);
     let number = |recording: &mut Recording, n: usize| {
         assert!(recording.command("/bin/true").arg(n.to_string()).status().unwrap().success());
@@ -34,7 +34,7 @@ fn a_new_agent_goes_on_where_the_old_one_stopped() {
 fn what_was_read_but_not_released_is_read_again_and_what_was_durable_is_not() {
     need_kernel!();
     use breakglass_agent::{kernel::Kernel, recorder::source::EventSource};
-    let mut recording = Recording::start();
+    let mut recording = Recording::guarded();
     assert!(recording.command("/bin/true").arg("a").status().unwrap().success());
     let mut lost = Vec::new();
     let mut reader = recording.reader.take().unwrap();
@@ -58,7 +58,7 @@ fn what_was_read_but_not_released_is_read_again_and_what_was_durable_is_not() {
 #[test]
 fn a_session_goes_on_while_no_agent_runs() {
     need_kernel!();
-    let mut recording = Recording::start();
+    let mut recording = Recording::guarded();
     recording.kernel().begin_session(9).unwrap();
     recording.reader = None;
     recording.kernel = None;
@@ -77,7 +77,7 @@ fn a_session_goes_on_while_no_agent_runs() {
 #[test]
 fn an_upgrade_carries_session_terminals_and_unread_records_over() {
     need_kernel!();
-    let mut recording = Recording::start();
+    let mut recording = Recording::guarded();
     recording.kernel().begin_session(9).unwrap();
     let number = |recording: &Recording, n: u32| {
         assert!(recording.command("/bin/true").arg(n.to_string()).status().unwrap().success());

@@ -7,6 +7,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <linux/io_uring.h>
 #include <netinet/in.h>
 #include <pthread.h>
@@ -22,6 +23,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/reboot.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -370,6 +372,40 @@ static int hold(char **a) {
     return waitpid(child, NULL, 0) < 0 ? fail("wait") : 0;
 }
 
+/* owner PID SIGNAL: has the kernel send it a signal, as the owner of a descriptor on which something happens. */
+static int owner(char **a) {
+    int ends[2];
+    if (pipe(ends) || fcntl(ends[0], F_SETOWN, atoi(a[0])) || fcntl(ends[0], F_SETSIG, atoi(a[1])) || fcntl(ends[0], F_SETFL, O_ASYNC)) return fail("fcntl");
+    if (write(ends[1], "", 1) != 1) return fail("write");
+    return usleep(300000);
+}
+
+/* freeze DIR FILE MARK: lets the file system of DIR take nothing more, and acts meanwhile; FILE must be on another one. */
+static int freeze(char **a) {
+    int fd = open(a[0], O_RDONLY | O_DIRECTORY);
+    if (fd < 0 || ioctl(fd, FIFREEZE, 0)) return fail("freeze");
+    pid_t child = fork();
+    if (child == 0) {
+        execl(self, self, "act", a[1], a[2], NULL);
+        _exit(fail("exec"));
+    }
+    int done = waitpid(child, NULL, 0);
+    sleep(1);
+    return ioctl(fd, FITHAW, 0) || done < 0 ? fail("thaw") : 0;
+}
+
+/* ports: takes the machine's I/O ports, by which it can be reset and its disks be written. */
+static int ports(char **a) {
+    (void)a;
+    return syscall(SYS_iopl, 3) ? fail("iopl") : 0;
+}
+
+/* boot: asks for nothing but what also a reset needs, the right to end the machine. */
+static int boot(char **a) {
+    (void)a;
+    return reboot(RB_DISABLE_CAD) ? fail("reboot") : 0;
+}
+
 /* writable FILE: opens a file for writing and leaves it as it is. */
 static int writable(char **a) {
     return open(a[0], O_WRONLY) < 0 ? fail(a[0]) : 0;
@@ -394,6 +430,7 @@ int main(int argc, char **argv) {
         {"uring-file", ring_file, 2}, {"uring-connect", ring_connect, 1}, {"dirty", dirty, 1}, {"int80", int80, 1},
         {"x32", x32, 1}, {"type", type, 1}, {"machine-code", machine_code, 1}, {"library", library, 1},
         {"inject", inject, 4}, {"steal", steal, 1}, {"kexec", kexec, 0}, {"rename", renamed, 3}, {"hold", hold, 3}, {"writable", writable, 1}, {"fault", fault, 0},
+        {"owner", owner, 2}, {"freeze", freeze, 3}, {"ports", ports, 0}, {"boot", boot, 0},
     };
     static char path[4096];
     /* In a root directory of its own there may be no /proc. */

@@ -97,8 +97,9 @@ fn power_cuts_lose_only_what_nobody_was_told() -> Result<()> {
     let Some(guest) = Guest::here() else { return Ok(()) };
     let mut seed = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     let disk = Disk::make(&guest)?;
-    // What is to be recorded must run on while the disk is dead and the agent with it.
-    Stack::with(Options { unrecorded: "record", ..Options::default() }, |stack| {
+    // What is to be recorded must run on while the disk is dead and the agent with it; in tier `full` nobody could kill the agent.
+    let options = Options { unrecorded: "record", maximum_tier: Some("trace"), ..Options::default() };
+    Stack::with(options, |stack| {
         stack.agent.stop()?;
         stack.collector.kill()?;
         disk.take(&stack.path("state"))?;

@@ -113,6 +113,19 @@ impl Progress {
         line.starts_with("LAB ") || line.starts_with("    | ")
     }
 
+    /// Full names of the failed tests; none if they are not known for certain, since the guest ended too early or had too many.
+    pub fn failed_tests(&self) -> Vec<String> {
+        let names: Vec<_> = self
+            .troubles
+            .iter()
+            .filter(|line| is_failed_test(line))
+            .filter_map(|line| line.split(' ').nth(5))
+            .map(str::to_owned)
+            .collect();
+        let failed = self.verdict.map_or(0, |verdict| verdict.failed);
+        if usize::try_from(failed) == Ok(names.len()) { names } else { Vec::new() }
+    }
+
     /// Why this run does not count as passed; nothing if it does.
     pub fn complaint(&self) -> Option<String> {
         let Some(verdict) = self.verdict else {
@@ -185,5 +198,8 @@ mod tests {
         assert!(progress.line("LAB TEST 2/2 passed 1.0s lab::boot::failed"));
         assert!(!progress.line("[    1.0] something else"));
         assert_eq!(progress.troubles, ["LAB TEST 1/2 failed 1.0s lab::boot::bpf"]);
+        assert!(progress.failed_tests().is_empty(), "without a verdict more may have failed");
+        progress.line("LAB VERDICT passed=1 failed=1 skipped=0");
+        assert_eq!(progress.failed_tests(), ["lab::boot::bpf"]);
     }
 }

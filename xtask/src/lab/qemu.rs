@@ -129,7 +129,7 @@ impl Machine<'_> {
         // that the guest runs, which then ends it.
         command.args(["-action", "reboot=reset"]);
         // Two serial ports wired to each other: a console, and somebody who sits at it.
-        let wire = format!("path=breakglass-lab-{},abstract=on", std::process::id());
+        let wire = format!("path=breakglass-lab-{}-{},abstract=on", std::process::id(), self.kernel.name);
         for (end, role) in [("line-a", ",server=on,wait=off"), ("line-b", "")] {
             command.args(["-chardev", &format!("socket,id={end},{wire}{role}")]);
             command.args(["-device", &format!("pci-serial,chardev={end}")]);

@@ -93,14 +93,43 @@ const SETFLAGS: u32 = 0x4008_6602;
 const SETFLAGS32: u32 = 0x4004_6602;
 const FSSETXATTR: u32 = 0x401c_5820;
 
+/// `FS_IOC_ENABLE_VERITY` (include/uapi/linux/fsverity.h): the same for good.
+const VERITY: u32 = 0x4080_6685;
+/// `FIFREEZE`, and what ext4, XFS and F2FS call shutdown (`EXT4_IOC_SHUTDOWN`): nothing on the file system is durable from then on.
+const FREEZE: u32 = 0xc004_5877;
+const SHUTDOWN: u32 = 0x8004_587d;
+
 /// `int file_ioctl(struct file *file, unsigned int cmd, unsigned long arg)`
 #[lsm(hook = "file_ioctl")]
 pub fn guard_ioctl(context: LsmContext) -> i32 {
-    let command = context.arg::<u32>(1);
-    if command != SETFLAGS && command != SETFLAGS32 && command != FSSETXATTR {
-        return ALLOW;
+    commanded(&context).unwrap_or(ALLOW)
+}
+
+/// `int file_ioctl_compat(struct file *file, unsigned int cmd, unsigned long arg)`: by 32-bit programs, from 6.8 on and in later 6.1 and 6.6.
+#[lsm(hook = "file_ioctl_compat")]
+pub fn guard_ioctl_compat(context: LsmContext) -> i32 {
+    commanded(&context).unwrap_or(ALLOW)
+}
+
+#[inline(always)]
+fn commanded(context: &LsmContext) -> Option<i32> {
+    let file: Address = context.arg(0);
+    match context.arg::<u32>(1) {
+        SETFLAGS | SETFLAGS32 | FSSETXATTR | VERITY => of_file(file),
+        command @ (FREEZE | SHUTDOWN) => stopped(file, command),
+        _ => None,
     }
-    of_file(context.arg::<Address>(0)).unwrap_or(ALLOW)
+}
+
+/// The file system of `file` is to take no more: refused where the agent's files are on it.
+#[inline(always)]
+fn stopped(file: Address, command: u32) -> Option<i32> {
+    let dentry = guard::pointer(file as u64, offset!(file_path) + offset!(path_dentry))?;
+    let actor = Actor::current()?;
+    if !actor.open || !guard::is_lived_on(dentry) {
+        return None;
+    }
+    Some(actor.refused(Rule::Device, u64::from(command), dentry, 0))
 }
 
 #[inline(always)]

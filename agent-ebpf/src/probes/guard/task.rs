@@ -1,12 +1,12 @@
 //! The agent's process: signals, ptrace, priorities and limits.
 
-use aya_ebpf::{helpers::generated::bpf_task_pt_regs, macros::lsm, programs::LsmContext};
+use aya_ebpf::{macros::lsm, programs::LsmContext};
 use breakglass_abi::Rule;
 
 use crate::{
-    guard::{ALLOW, Actor},
+    guard::{self, ALLOW, Actor, REFUSE},
     life,
-    task::{Address, Task, load, offset},
+    task::{Address, Task},
 };
 
 /// `SEND_SIG_PRIV` in place of a pointer: sent by the kernel (include/linux/sched/signal.h).
@@ -47,6 +47,21 @@ fn signal(info: u64, number: u32) -> Option<i32> {
     Some(actor.refused(Rule::Signal, u64::from(number), 0, agent_number()))
 }
 
+/// `int file_send_sigiotask(struct task_struct *tsk, struct fown_struct *fown, int sig)`: whoever may name the owner of a descriptor's
+/// signals and their number (`F_SETOWN`, `F_SETSIG`) can have the kernel send any signal, by which no `task_kill` is asked. It may be sent
+/// in an interrupt, in anybody's name and in the agent's own, which has no use for such signals at all.
+#[lsm(hook = "file_send_sigiotask")]
+pub fn guard_sigio(context: LsmContext) -> i32 {
+    let target = Task::from_argument(context.arg::<Address>(0)).identity();
+    if !life::is_agent(target) {
+        return ALLOW;
+    }
+    if let Some(actor) = Actor::current() {
+        actor.refused(Rule::Signal, u64::from(context.arg::<i32>(2) as u32), 0, target.tgid);
+    }
+    REFUSE
+}
+
 /// `int ptrace_access_check(struct task_struct *child, unsigned int mode)`: also `/proc/PID/mem`, `process_vm_writev`,
 /// `pidfd_getfd`.
 #[lsm(hook = "ptrace_access_check")]
@@ -83,13 +98,7 @@ pub fn guard_setscheduler(context: LsmContext) -> i32 {
 /// the other one.
 #[inline(always)]
 fn sets_scheduler() -> bool {
-    let task = Task::current().address();
-    let registers = unsafe { bpf_task_pt_regs(task.cast_mut().cast()) } as Address;
-    if registers.is_null() {
-        return true;
-    }
-    let number = load::<u64>(registers, offset!(regs_orig_ax)) as u32;
-    matches!(number, 142 | 144 | 203 | 314 | 154 | 156 | 241 | 351)
+    guard::call_number().is_none_or(|number| matches!(number, 142 | 144 | 203 | 314 | 154 | 156 | 241 | 351))
 }
 
 /// `int task_setrlimit(struct task_struct *p, unsigned int resource, struct rlimit *new_rlim)`

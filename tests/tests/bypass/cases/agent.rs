@@ -287,6 +287,25 @@ pub const CASES: &[Case] = &[
     )
     .held(registers_opened)
     .only_in_lab("it opens the processor's registers for writing"),
+    Case::root(61, "killed_by_a_descriptor_s_signal", r#""$attack" owner $agent 9 && gone && act"#).rough(),
+    Case::root(
+        61,
+        "stopped_by_a_descriptor_s_signal",
+        r#""$attack" owner $agent 19 && grep -q '^State:.T' /proc/$agent/status && act"#,
+    )
+    .rough(),
+    Case::root(
+        62,
+        "frozen_file_system",
+        r#"
+        "$attack" freeze "$state" /dev/shm/$mark "$mark" && mv /dev/shm/$mark "$file"
+    "#,
+    )
+    .rough()
+    .only_in_lab("it freezes the machine's root file system"),
+    // What a reset leaves of the record is looked at by `access::reboot` in the lab.
+    Case::root(63, "leave_to_end_the_machine", r#"act; "$attack" boot"#).held(reboot_waited),
+    Case::root(64, "io_ports", r#""$attack" ports && : > "$file""#).held(ports_taken),
 ];
 
 const CGROUPS: &str = "the agent has a unit of its own there";
@@ -434,6 +453,14 @@ fn library_opened(record: &Record<'_>, _: &Deed) -> Option<Held> {
 
 fn registers_opened(record: &Record<'_>, _: &Deed) -> Option<Held> {
     whole(record.file(File::Opened, "/dev/cpu/0/msr"))
+}
+
+fn reboot_waited(record: &Record<'_>, deed: &Deed) -> Option<Held> {
+    whole(record.system(System::Reboot).next().is_some() && acted(record, deed).is_some())
+}
+
+fn ports_taken(record: &Record<'_>, _: &Deed) -> Option<Held> {
+    whole(record.system(System::PortAccess).any(|action| action.errno == 0))
 }
 
 /// Either nothing was lost by it, or the loss is told.

@@ -21,7 +21,7 @@ const KINDS: &[Kind] = &[
     Kind { name: "in the background", start: "SLEEP &" },
     Kind { name: "with nohup and setsid", start: "nohup setsid SLEEP >/dev/null 2>&1 &" },
     Kind { name: "deaf to signals", start: "(trap '' TERM HUP INT QUIT; exec SLEEP) &" },
-    Kind { name: "stopped", start: "SLEEP & kill -STOP $!" },
+    Kind { name: "stopped", start: "SLEEP & until grep -q sleep /proc/$!/comm; do :; done; kill -STOP $!" },
     Kind { name: "forked twice", start: "( (setsid SLEEP &) & )" },
     Kind { name: "root's, by sudo", start: "sudo -b setsid SLEEP" },
     Kind { name: "another user's, by sudo", start: "sudo -b -u nobody setsid SLEEP" },

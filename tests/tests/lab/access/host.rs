@@ -72,6 +72,25 @@ impl Host {
         Ok(host)
     }
 
+    /// Starts the agent anew with this for `kernel.maximum_tier`.
+    pub fn limit_tier(&self, tier: &str) -> Result<()> {
+        let dir = "/etc/breakglass/agent.toml";
+        let text = fs::read_to_string(dir)?;
+        let kept = text.lines().filter(|line| !line.trim_start().starts_with("maximum_tier"));
+        let text: String = kept
+            .flat_map(|line| {
+                let set = (line == "[kernel]").then(|| format!("maximum_tier = \"{tier}\"\n"));
+                [Some(format!("{line}\n")), set].into_iter().flatten()
+            })
+            .collect();
+        ensure!(text.contains("maximum_tier"), "{dir} has no [kernel]");
+        fs::write(dir, text)?;
+        shell("systemctl restart breakglass-agent")?;
+        let status = self.wait_for_state("locked")?;
+        ensure!(status.tier == tier, "the tier is {}: {}", status.tier, status.tier_reason);
+        Ok(())
+    }
+
     /// The operator's private key.
     pub fn key(&self) -> PathBuf {
         Path::new(FOLDER).join("id_ed25519")

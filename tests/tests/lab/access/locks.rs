@@ -50,9 +50,13 @@ fn locks_whatever_happens() -> Result<()> {
     let Some(_guest) = Guest::here() else { return Ok(()) };
     let host = Host::up()?;
     let mut cases = Cases::default();
+    cases.case("in a session nobody makes the agent die or stop", || unassailable(&host));
+    // Where the guard cannot be had they may.
+    host.limit_tier("trace")?;
     cases.case("a crash of the agent locks, and what runs goes on being recorded", || crash(&host, "ABRT"));
     cases.case("kill -9 locks, and what runs goes on being recorded", || crash(&host, "KILL"));
     cases.case("an agent that hangs is overtaken by the timer", || hang(&host));
+    host.limit_tier("full")?;
     cases.case("the unit that runs before logins at boot locks what it finds open", || lock_first(&host));
     cases.case("the lock comes before everything that lets somebody in", boot_order);
     cases.verdict()
@@ -163,6 +167,19 @@ impl Drop for Lasting {
     }
 }
 
+fn unassailable(host: &Host) -> Result<()> {
+    host.with_session("the agent is to die", |_| {
+        let first = pid()?;
+        for signal in ["ABRT", "KILL", "STOP"] {
+            let kill = format!("systemctl kill --kill-whom=main --signal={signal} breakglass-agent");
+            ensure!(shell(&kill).is_err(), "systemd was allowed SIG{signal}");
+            ensure!(shell(&format!("kill -{signal} {first}")).is_err(), "root was allowed SIG{signal}");
+        }
+        ensure!(pid()? == first && host.status()?.state == "open", "{:?}", host.status()?);
+        both(host, true)
+    })
+}
+
 fn crash(host: &Host, signal: &str) -> Result<()> {
     host.open("the agent dies", Duration::from_secs(600))?;
     let lasting = Lasting::start(host, &format!("86400.{signal}").replace("ABRT", "1").replace("KILL", "2"))?;
@@ -185,7 +202,7 @@ fn pid() -> Result<u32> {
 }
 
 fn hang(host: &Host) -> Result<()> {
-    let opened = host.open("the agent hangs", Duration::from_secs(10))?;
+    let opened = host.open("the agent hangs", SHORT)?;
     ensure!(host.key_lets_in(PAM)?, "refused");
     shell("systemctl is-active breakglass-backstop.timer")?;
     shell("systemctl kill --kill-whom=main --signal=STOP breakglass-agent")?;

@@ -1,17 +1,18 @@
-//! The machine starts anew while a session is open: by losing its power, and in order. After it the account is locked before sshd takes
+//! The machine starts anew while a session is open: by losing its power, in order, and by the session's own doing. After it the account is locked before sshd takes
 //! anybody, nothing is left of the grant, the record says how the session ended, and the glass can be broken again.
 //!
 //! Each test is run twice: the first run opens and starts the machine anew, the second, on the next boot, looks.
 
 use std::{
     fs::{self, File},
+    io::Write as _,
     path::{Path, PathBuf},
     thread,
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use breakglass_api::v1::CloseCause;
+use breakglass_api::v1::{CloseCause, Event, SessionClosed, event::Body};
 use breakglass_tests::poll;
 
 use super::{
@@ -33,16 +34,48 @@ const SEEN: &str = "/var/lib/lab-probe-seen";
 #[test]
 fn after_a_power_cut_it_is_locked_closed_and_opens_again() -> Result<()> {
     let Some(_guest) = Guest::here() else { return Ok(()) };
-    through("power", "echo b > /proc/sysrq-trigger", |cause, by| {
+    // Opened now: in a session it is refused.
+    let mut trigger = File::options().write(true).open("/proc/sysrq-trigger")?;
+    let cut = move |_: &Host| trigger.write_all(b"b").context("/proc/sysrq-trigger");
+    through("power", cut, |_, closed| {
+        let (cause, by) = (closed.cause(), &closed.by);
         ensure!(cause == CloseCause::Reboot, "closed because of {cause:?} ({by})");
         Ok(())
     })
 }
 
 #[test]
+fn after_a_reset_by_the_session_itself_its_last_program_is_in_the_record() -> Result<()> {
+    let Some(_guest) = Guest::here() else { return Ok(()) };
+    // Between the program's end and the call there is nothing, not even a file to be read.
+    let reset = |host: &Host| {
+        let script = "import ctypes, os; libc = ctypes.CDLL(None, use_errno=True); \
+                      os.spawnv(os.P_WAIT, '/bin/echo', ['echo', 'last-deed']); libc.reboot(0x1234567); \
+                      print(os.strerror(ctypes.get_errno()))";
+        let mut ssh = host.ssh(PAM, &host.key());
+        let output = ssh.args(["127.0.0.1", &format!("sudo python3 -c \"{script}\"")]).output()?;
+        bail!("it went on: {}", super::host::said(&output))
+    };
+    through("reset", reset, |host, closed| {
+        ensure!(closed.cause() == CloseCause::Reboot, "closed because of {:?} ({})", closed.cause(), closed.by);
+        let ran = |event: &Event| match &event.body {
+            Some(Body::Exec(exec)) => exec.argv.iter().any(|argument| argument == b"last-deed"),
+            _ => false,
+        };
+        poll::until_true("the last program to be in the record", SOON, || Ok(host.events()?.iter().any(ran)))
+    })
+}
+
+#[test]
 fn after_an_orderly_reboot_it_is_locked_closed_and_opens_again() -> Result<()> {
     let Some(_guest) = Guest::here() else { return Ok(()) };
-    through("orderly", "systemctl reboot", |cause, by| {
+    let reboot = |_: &Host| {
+        // What it asks for may end it before it can say that all is well.
+        println!("{:?}", shell("systemctl reboot"));
+        Ok(())
+    };
+    through("orderly", reboot, |_, closed| {
+        let (cause, by) = (closed.cause(), &closed.by);
         ensure!(cause == CloseCause::Reboot, "closed because of {cause:?} ({by})");
         // By the agent itself while the machine went down.
         ensure!(by.contains("the machine goes down"), "closed by {by}");
@@ -50,24 +83,36 @@ fn after_an_orderly_reboot_it_is_locked_closed_and_opens_again() -> Result<()> {
     })
 }
 
-fn through(word: &str, reboot: &str, ended: impl FnOnce(CloseCause, &str) -> Result<()>) -> Result<()> {
+fn through(
+    word: &str,
+    reboot: impl FnOnce(&Host) -> Result<()>,
+    ended: impl FnOnce(&Host, &SessionClosed) -> Result<()>,
+) -> Result<()> {
     let kept = PathBuf::from(KEPT).join(word);
     if kept.exists() {
         let result = after(&kept, ended);
         shell(&format!("rm -rf {} {SEEN} {PROBE}; systemctl daemon-reload", kept.display()))?;
         return result;
     }
-    before(&kept)?;
-    println!("starting the machine anew: {reboot}");
+    let host = before(&kept)?;
+    println!("starting the machine anew: {word}");
     File::create(RESUME)?.sync_all()?;
     File::open("/lab")?.sync_all()?;
-    shell(reboot)?;
-    thread::sleep(SOON);
+    // What was open must not be closed by this process's end before the machine goes.
+    let host = std::mem::ManuallyDrop::new(host);
+    let asked = reboot(&host);
+    if asked.is_ok() {
+        thread::sleep(SOON);
+    }
+    drop(std::mem::ManuallyDrop::into_inner(host));
+    fs::remove_file(RESUME)?;
+    fs::remove_dir_all(&kept)?;
+    asked?;
     bail!("the machine did not start anew within {SOON:?}")
 }
 
 /// Opens, logs in, and leaves the account open on the disk: what is written there afterwards, the power cut takes.
-fn before(kept: &Path) -> Result<()> {
+fn before(kept: &Path) -> Result<Host> {
     let host = Host::up()?;
     let kept_path = kept.display();
     fs::write(
@@ -91,13 +136,11 @@ fn before(kept: &Path) -> Result<()> {
     fs::write(format!("{kept_path}.new/boot"), boot)?;
     fs::write(format!("{kept_path}.new/session"), &opened.session)?;
     shell(&format!("mv {kept_path}.new {kept_path}; sync"))?;
-    // What was open must not be closed by this process's end before the machine goes.
-    std::mem::forget(host);
     ensure!(lasting.try_wait()?.is_none(), "the login ended");
-    Ok(())
+    Ok(host)
 }
 
-fn after(kept: &Path, ended: impl FnOnce(CloseCause, &str) -> Result<()>) -> Result<()> {
+fn after(kept: &Path, ended: impl FnOnce(&Host, &SessionClosed) -> Result<()>) -> Result<()> {
     let boot = fs::read_to_string(kept.join("boot"))?;
     ensure!(boot != fs::read_to_string("/proc/sys/kernel/random/boot_id")?, "the machine did not start anew");
     let session = fs::read_to_string(kept.join("session"))?;
@@ -124,7 +167,7 @@ fn after(kept: &Path, ended: impl FnOnce(CloseCause, &str) -> Result<()>) -> Res
     });
     cases.case("the interrupted session is closed in the record, with the reboot named", || {
         let closed = host.closed(&session)?;
-        ended(closed.cause(), &closed.by)
+        ended(&host, &closed)
     });
     cases.case("the glass can be broken again", || {
         host.with_session("after the machine started anew", |_| {
