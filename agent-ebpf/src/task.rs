@@ -79,6 +79,22 @@ pub fn process_of(pid: u64, site: Site) -> Option<Identity> {
     })
 }
 
+/// `PF_EXITING` (include/linux/sched.h).
+const EXITING: u32 = 4;
+
+/// Whether the thread whose number a `struct pid` is has ended, or is about to.
+#[inline(always)]
+pub fn ends(pid: u64, site: Site) -> bool {
+    match peek::<u64>(pid, offset!(pid_tasks), site) {
+        Some(0) => true,
+        Some(node) => {
+            let task = node - offset!(task_pid_links) as u64;
+            peek::<u32>(task, offset!(task_flags), site).is_some_and(|flags| flags & EXITING != 0)
+        }
+        None => false,
+    }
+}
+
 /// A `task_struct` that the verifier knows.
 #[derive(Clone, Copy)]
 pub struct Task(Address);

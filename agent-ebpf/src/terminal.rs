@@ -14,7 +14,7 @@ use breakglass_abi::{Terminal, settings::Site};
 
 use crate::{
     fault, scope,
-    task::{offset, peek, process_of},
+    task::{ends, offset, peek, process_of},
 };
 
 /// Most terminals of sessions at a time; `kernel.pty.max` is 4,096 by default.
@@ -102,9 +102,10 @@ pub fn find(slave: u64) -> Option<Terminal> {
     if session == 0 || session == known.session {
         return Some(*known);
     }
-    match leader_slot(slave) {
-        Some(slot) => claim(slave, slot),
-        None => {
+    match leader(slave) {
+        Leader::Tagged(slot) => claim(slave, slot),
+        Leader::Ending => Some(*known),
+        Leader::Other => {
             // Gone already if another CPU was faster.
             let _ = TERMINALS.remove(&slave);
             None
@@ -112,14 +113,27 @@ pub fn find(slave: u64) -> Option<Terminal> {
     }
 }
 
-/// The session that the slave's session leader is tagged for.
+/// Whose the slave's session is.
+enum Leader {
+    /// Tagged for the session with this number.
+    Tagged(u32),
+    /// Nobody's in a moment. A process gives up its tag some way before its terminal (kernel/exit.c, `do_exit`), and what it wrote may be read
+    /// just then.
+    Ending,
+    /// Somebody else's.
+    Other,
+}
+
 #[inline(always)]
-fn leader_slot(slave: u64) -> Option<u32> {
-    let pid: u64 = peek(slave, offset!(tty_session), Site::ReadTerminal)?;
+fn leader(slave: u64) -> Leader {
+    let Some(pid) = peek::<u64>(slave, offset!(tty_session), Site::ReadTerminal) else { return Leader::Other };
     if pid == 0 {
-        return None;
+        return Leader::Ending;
     }
-    scope::tagged(process_of(pid, Site::ReadTerminal)?)
+    let Some(slot) = process_of(pid, Site::ReadTerminal).and_then(scope::tagged) else {
+        return if ends(pid, Site::ReadTerminal) { Leader::Ending } else { Leader::Other };
+    };
+    Leader::Tagged(slot)
 }
 
 /// Whether what is typed now must not be kept: the program echoes nothing and reads lines (a password prompt), or echoes

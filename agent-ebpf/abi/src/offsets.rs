@@ -47,6 +47,8 @@ offsets! {
     task_signal,
     /// `task_struct.exit_code`
     task_exit_code,
+    /// `task_struct.flags`
+    task_flags,
     /// `task_struct.loginuid`; may be absent
     task_loginuid,
     /// `task_struct.sessionid`; may be absent

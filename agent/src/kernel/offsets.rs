@@ -70,6 +70,7 @@ const TABLE: [Row; Offsets::COUNT] = [
     row("task_cred", &[("task_struct", "cred")], 8, SCOPE),
     row("task_signal", &[("task_struct", "signal")], 8, "exec and exit"),
     row("task_exit_code", &[("task_struct", "exit_code")], 4, EXIT),
+    row("task_flags", &[("task_struct", "flags")], 4, TERMINAL),
     optional("task_loginuid", &[("task_struct", "loginuid")], 4, SCOPE),
     optional("task_sessionid", &[("task_struct", "sessionid")], 4, EXEC),
     row("task_nsproxy", &[("task_struct", "nsproxy")], 8, EXEC),

@@ -106,10 +106,10 @@ fn alerts<'a>(seen: &'a [Observed], code: &str) -> Vec<&'a v1::Alert> {
 fn expect_refusals(recording: &mut Recording, home: &Home, tagged: bool, table: &[(&str, &str)]) {
     let mut wrong = Vec::new();
     for (code, script) in table {
-        recording.settle();
+        recording.drain();
         let before = alerts(&recording.seen, code).len();
         let output = root(recording, tagged, home, script);
-        recording.settle();
+        recording.drain();
         let told = alerts(&recording.seen, code).len() > before;
         if output.status.success() || !told {
             wrong.push(format!(

@@ -149,8 +149,8 @@ impl Recording {
         reader.release();
     }
 
-    /// Reads what is there, all of it, and lets two rounds of the gap proof pass.
-    pub fn settle(&mut self) {
+    /// Reads what is there, all of it. What a program did before it ended is on the rings by then.
+    pub fn drain(&mut self) {
         let limit = Instant::now() + DEADLINE;
         let mut before = usize::MAX;
         while before != self.seen.len() {
@@ -158,6 +158,11 @@ impl Recording {
             before = self.seen.len();
             self.pump(Duration::from_millis(10));
         }
+    }
+
+    /// As [`Self::drain`], and lets two rounds of the gap proof pass.
+    pub fn settle(&mut self) {
+        self.drain();
         for _ in 0..6 {
             self.pump(Duration::from_millis(60));
         }

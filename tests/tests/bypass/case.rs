@@ -30,8 +30,8 @@ pub struct Case {
     pub peers: bool,
     /// Whether the agent may need to be woken or started afterwards.
     pub rough: bool,
-    /// Whether the init process is asked to do it.
-    pub by_init: bool,
+    /// Who does it for the session, as alerts begin with; none: itself.
+    pub helper: Option<&'static str>,
 }
 
 /// How an attack is made. Scripts are for `sh`, with the variables of [`Stage::script`] set.
@@ -113,7 +113,7 @@ impl Case {
             place: Place::Anywhere,
             peers: false,
             rough: false,
-            by_init: false,
+            helper: None,
         }
     }
 
@@ -164,7 +164,12 @@ impl Case {
 
     /// Asks the init process.
     pub const fn by_init(self) -> Self {
-        Self { by_init: true, ..self }
+        Self { helper: Some("systemd (pid 1, "), ..self }
+    }
+
+    /// Has the kernel start its module loader.
+    pub const fn by_module_loader(self) -> Self {
+        Self { helper: Some("modprobe (pid "), ..self }
     }
 
     /// Tried against other recorders too.

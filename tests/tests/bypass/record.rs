@@ -20,7 +20,6 @@ const REFUSALS: &[&str] = &[" was refused: ", " was killed: "];
 
 /// What it says of who did it, where that was not the session; the tests themselves are refused things too.
 const NOT_OF_SESSION: &str = ", not of the session) ";
-const INIT: &str = "systemd (pid 1, ";
 
 /// What counts as held where a test is yes or no.
 pub fn whole(yes: bool) -> Option<Held> {
@@ -102,9 +101,9 @@ impl<'a> Record<'a> {
         self.refusals().any(|alert| !alert.message.contains(NOT_OF_SESSION))
     }
 
-    /// Whether something was refused to the init process, which others ask to do it for them.
-    pub fn refused_to_init(&self) -> bool {
-        self.refusals().any(|alert| alert.message.contains(INIT))
+    /// Whether something was refused to whoever is named by these words, and is asked by others to do it for them.
+    pub fn refused_to(&self, helper: &str) -> bool {
+        self.refusals().any(|alert| alert.message.starts_with(helper))
     }
 
     fn refusals(&self) -> impl Iterator<Item = &'a Alert> + use<'a> {

@@ -179,8 +179,7 @@ impl Stage {
     }
 
     fn start() -> Result<Self> {
-        // A unit of its own, where there are units.
-        let agent_under: &[&str] = if in_lab() { &["systemd-run", "--scope", "--quiet", "--collect"] } else { &[] };
+        let agent_under: &[&str] = if in_lab() { UNIT } else { &[] };
         let options = Options {
             sudo_freely: true,
             max_ttl: TTL.into(),
@@ -494,7 +493,7 @@ impl Stage {
                     Some(Held::Refused | Held::TurnedAway) => return Ok(Outcome::Refused),
                     None => {}
                 }
-            } else if record.refused() || case.by_init && record.refused_to_init() {
+            } else if record.refused() || case.helper.is_some_and(|helper| record.refused_to(helper)) {
                 return Ok(Outcome::Refused);
             }
             if ended_at.is_none() && deed.ended && record.ran(&format!("end-{}", deed.mark)) {
@@ -545,6 +544,20 @@ fn cgroup_of(pid: u32) -> Option<PathBuf> {
     let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
     (path.trim() != "/").then(|| PathBuf::from("/sys/fs/cgroup").join(path.trim().trim_start_matches('/')))
 }
+
+/// Gives the agent a unit of its own. Somebody stays in it, as systemd's own interest in a service's main process would keep it: an attack
+/// may move the agent out, and a scope is gone with its last process.
+const UNIT: &[&str] = &[
+    "systemd-run",
+    "--scope",
+    "--quiet",
+    "--collect",
+    // How long systemd waits for an agent that it may not stop.
+    "--property=TimeoutStopSec=5",
+    "sh",
+    "-c",
+    "sleep 100000 & exec \"$0\" \"$@\"",
+];
 
 /// Something of the host's that an attack may try to use: asleep, and in nobody's session.
 fn bystander(stack: &Stack) -> Result<Child> {

@@ -220,22 +220,23 @@ pub const CASES: &[Case] = &[
     .only_in_lab(CGROUPS),
     Case::root(
         53,
-        "stopped_by_systemd",
-        r#"
-        u=$(basename $(cut -d: -f3 /proc/$agent/cgroup))
-        systemctl stop $u && gone && act
-    "#,
-    )
-    .by_init()
-    .rough()
-    .only_in_lab(CGROUPS),
-    Case::root(
-        53,
         "frozen_by_systemd",
         r#"
         u=$(basename $(cut -d: -f3 /proc/$agent/cgroup))
         systemctl freeze $u && act
         systemctl thaw $u
+    "#,
+    )
+    .by_init()
+    .rough()
+    .only_in_lab(CGROUPS),
+    // The last of these: afterwards systemd takes the unit for one that is about to end.
+    Case::root(
+        53,
+        "stopped_by_systemd",
+        r#"
+        u=$(basename $(cut -d: -f3 /proc/$agent/cgroup))
+        systemctl stop $u && gone && act
     "#,
     )
     .by_init()

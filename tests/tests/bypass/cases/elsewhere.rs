@@ -31,7 +31,11 @@ pub const CASES: &[Case] = &[
         appears
     "#).held(witnessed).peers(),
     Case::own(48, "into_another_process_s_memory", into_memory).held(witnessed),
-    Case::root(49, "interpreter_of_its_own", BINFMT).held(witnessed).only_in_lab("it registers an interpreter with the kernel").peers(),
+    Case::root(49, "interpreter_of_its_own", BINFMT)
+        .held(witnessed)
+        .by_module_loader()
+        .only_in_lab("it registers an interpreter with the kernel")
+        .peers(),
 ];
 
 const SYSTEMD: &str = "it needs systemd as PID 1";
