@@ -43,7 +43,7 @@ use rand::RngCore;
 use zeroize::Zeroizing;
 
 use super::state::{FILE_MAX, KeyState, LINK_LEN};
-use crate::spool::{Disk, OsDisk, read_full, read_small, remove_if_there, write_all};
+use crate::spool::{Disk, DiskFile, OsDisk, read_full, read_small, remove_if_there, write_all};
 
 const CURRENT: &str = "current";
 const NEXT: &str = "next";
@@ -243,6 +243,27 @@ fn io_error(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Er
     move |source| KeyError::Io { doing, path, source }
 }
 
+/// Whether the last of `whole` links is one that a crash left half written: at its full length, but not vouched for by the key that the
+/// one before it names, or by the host key if it is the first. All others were durable before it was begun.
+fn is_torn(file: &dyn DiskFile, whole: u64) -> io::Result<bool> {
+    let wanted = whole.min(2);
+    let mut bytes = vec![0; usize::try_from(wanted).unwrap_or(0) * LINK_LEN];
+    let got = read_full(file, &mut bytes, (whole - wanted) * LINK_LEN as u64)?;
+    bytes.truncate(got);
+    let links: Vec<_> = bytes.chunks_exact(LINK_LEN).map(|link| Signed::parse(link).ok()).collect();
+    Ok(match links.as_slice() {
+        [] => false,
+        [.., None] => true,
+        [Some(first)] => first.verify(&first.statement.host_key).is_err(),
+        [.., Some(before), Some(last)] => match before.statement.kind {
+            Kind::NextKey(key) | Kind::NewHostKey(key) => last.verify(&key).is_err(),
+            Kind::Checkpoint => false,
+        },
+        // The one before is damaged otherwise, so that nothing can be said of the last.
+        [.., None, Some(_)] => false,
+    })
+}
+
 /// The folder.
 struct Files<'a> {
     disk: &'a Disk,
@@ -328,8 +349,9 @@ impl Files<'_> {
                 opened => opened?,
             };
             // A torn end is written over.
-            let end = file.len()? / LINK_LEN as u64 * LINK_LEN as u64;
-            write_all(file.as_ref(), &link.encode(), end)?;
+            let whole = file.len()? / LINK_LEN as u64;
+            let good = if is_torn(file.as_ref(), whole)? { whole - 1 } else { whole };
+            write_all(file.as_ref(), &link.encode(), good * LINK_LEN as u64)?;
             file.sync()?;
             self.disk.sync_dir(self.dir)
         };

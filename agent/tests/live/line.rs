@@ -89,9 +89,9 @@ fn a_serial_console_is_recorded_in_both_directions() {
     let mut recording = Recording::start();
     recording.kernel().begin_session(51).unwrap();
     // Never more at once than the other end's port holds: nothing on this wire holds back who sends, and an emulator may be slow to
-    // take it out.
+    // take it out. The last pause is for the end: what a line has not sent yet when its session ends is thrown away.
     let script = "printf 'name: '; read n; stty -echo; printf 'secret: '; read s; stty echo; echo; \
-                  for i in 1 2 3 4 5 6 7 8; do echo line $i; sleep 0.2; done; echo \"bye $n\"";
+                  for i in 1 2 3 4 5 6 7 8; do echo line $i; sleep 0.2; done; echo \"bye $n\"; sleep 1";
     let mut child = at(&recording, &console, script).spawn().unwrap();
     let mut visitor = Visitor { line, shown: Vec::new() };
     visitor.until(b"name: ");

@@ -80,7 +80,10 @@ pub const CASES: &[Case] = &[
         8,
         "remove_pins_and_kill",
         r#"
-        rm -r "$pins" && kill -9 $agent && sleep 0.3 || exit
+        rm -r "$pins" && kill -9 $agent || exit
+        # Programs are killed until the last of the agent's descriptors is closed, and nobody is left to tell of it.
+        i=0
+        until sleep 0.3 2>/dev/null || [ $i -gt 100 ]; do i=$((i + 1)); done
         echo 4294967295 > /proc/self/loginuid
         act
     "#,
@@ -306,7 +309,9 @@ pub const CASES: &[Case] = &[
     .only_in_lab("it freezes the machine's root file system"),
     // What a reset leaves of the record is looked at by `access::reboot` in the lab.
     Case::root(63, "leave_to_end_the_machine", r#"act; "$attack" boot"#).held(reboot_waited),
-    Case::root(64, "io_ports", r#""$attack" ports && : > "$file""#).held(ports_taken),
+    Case::root(64, "io_ports", r#""$attack" ports && : > "$file""#)
+        .held(ports_taken)
+        .only_in_lab("a kernel need not have the call"),
 ];
 
 const CGROUPS: &str = "the agent has a unit of its own there";
