@@ -243,20 +243,22 @@ fn io_error(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Er
     move |source| KeyError::Io { doing, path, source }
 }
 
-/// Whether the last of `whole` links is one that a crash left half written: at its full length, but not vouched for by the key that the
-/// one before it names, or by the host key if it is the first. All others were durable before it was begun.
+/// Whether the last of `whole` links is one that a crash left half written: at its full length, but signed neither by the key that the one
+/// before it names nor, as the first of a chain is (the one before may be of a chain whose key was lost), by its own host key. All others
+/// were durable before it was begun.
 fn is_torn(file: &dyn DiskFile, whole: u64) -> io::Result<bool> {
     let wanted = whole.min(2);
     let mut bytes = vec![0; usize::try_from(wanted).unwrap_or(0) * LINK_LEN];
     let got = read_full(file, &mut bytes, (whole - wanted) * LINK_LEN as u64)?;
     bytes.truncate(got);
     let links: Vec<_> = bytes.chunks_exact(LINK_LEN).map(|link| Signed::parse(link).ok()).collect();
+    let is_first = |link: &Signed| link.statement.epoch == 0 && link.verify(&link.statement.host_key).is_ok();
     Ok(match links.as_slice() {
         [] => false,
         [.., None] => true,
-        [Some(first)] => first.verify(&first.statement.host_key).is_err(),
+        [Some(last)] => !is_first(last),
         [.., Some(before), Some(last)] => match before.statement.kind {
-            Kind::NextKey(key) | Kind::NewHostKey(key) => last.verify(&key).is_err(),
+            Kind::NextKey(key) | Kind::NewHostKey(key) => last.verify(&key).is_err() && !is_first(last),
             Kind::Checkpoint => false,
         },
         // The one before is damaged otherwise, so that nothing can be said of the last.

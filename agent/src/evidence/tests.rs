@@ -136,6 +136,28 @@ fn a_damaged_key_is_set_aside_and_replaced() {
     assert!(disk.files().contains(&Path::new(KEYS).join("damaged-1")));
 }
 
+/// The links of a lost chain, or of one that was renewed, stay before those of the next.
+#[test]
+fn chains_follow_one_another() {
+    let disk = FakeDisk::default();
+    let mut keys = open(&disk);
+    for seq in 1..4 {
+        turn(&mut keys, seq, Kind::NextKey).unwrap();
+    }
+    disk.damage(&Path::new(KEYS).join("current"), |content| content[50] ^= 1);
+    let mut keys = open(&disk);
+    for seq in 1..4 {
+        turn(&mut keys, seq, Kind::NextKey).unwrap();
+        assert_eq!(chain(&keys).len() as u64, seq, "after a lost key");
+    }
+    disk.create(&Path::new(KEYS).join(RENEW)).unwrap();
+    turn(&mut keys, 4, Kind::NewHostKey).unwrap();
+    for seq in 1..4 {
+        turn(&mut keys, seq, Kind::NextKey).unwrap();
+        assert_eq!(chain(&keys).len() as u64, seq, "after a renewed one");
+    }
+}
+
 #[test]
 fn a_full_disk_leaves_a_key_that_signs() {
     for after in 0..STEPS_MAX {
