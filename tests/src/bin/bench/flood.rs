@@ -35,10 +35,8 @@ use crate::{
 
 /// Wrong proofs a second.
 const RATE: u64 = 1000;
-/// Threads that send them, each one after the other: enough to keep the rate where none is answered before [`PATIENCE`].
-const SENDERS: u64 = 200;
-/// How long one over a connection of its own is waited for. Whoever floods does not wait either: the next one comes.
-const PATIENCE: Duration = Duration::from_millis(200);
+/// Connections that send them.
+const SENDERS: u64 = 8;
 /// Right ones measured.
 const OPENINGS: u64 = 40;
 
@@ -60,17 +58,11 @@ pub fn measure(effort: Effort) -> Result<Vec<Figure>> {
 fn flood(stack: &Stack, way: Way, name: &str, effort: Effort) -> Result<Vec<Figure>> {
     let signature = seen_signature(stack)?;
     let over = AtomicBool::new(false);
-    let counts = Counts::default();
-    let (cpu, mut agent, mut rates, mut answers) = thread::scope(|scope| {
-        let senders: Vec<_> = (0..SENDERS)
-            .map(|number| {
-                scope.spawn({
-                    let (signature, over, counts) = (&signature, &over, &counts);
-                    move || send(stack, way, number, signature, over, counts)
-                })
-            })
-            .collect();
-        let measured = during(stack, way, &counts, effort);
+    let answered = AtomicU64::new(0);
+    let (cpu, mut agent, mut rates) = thread::scope(|scope| {
+        let senders: Vec<_> =
+            (0..SENDERS).map(|_| scope.spawn(|| send(stack, way, &signature, &over, &answered))).collect();
+        let measured = during(stack, way, &answered, effort);
         over.store(true, Ordering::SeqCst);
         for sender in senders {
             sender.join().ok().context("a sender died")??;
@@ -80,44 +72,25 @@ fn flood(stack: &Stack, way: Way, name: &str, effort: Effort) -> Result<Vec<Figu
     agent.retain(|ms| ms.is_finite());
     // The first second is the one before the source is known.
     rates.drain(..rates.len().min(1));
-    answers.drain(..answers.len().min(1));
     Ok(vec![
         Figure::new(format!("wrong proofs {name}: the agent's cores"), "cores", cpu, Budget::P95AtMost(0.25)),
-        Figure::new(format!("wrong proofs {name}: tried"), "1/s", rates, Budget::None),
-        Figure::new(format!("wrong proofs {name}: answered"), "1/s", answers, Budget::None),
+        Figure::new(format!("wrong proofs {name}: answered"), "1/s", rates, Budget::None),
         Figure::new(format!("a right one meanwhile ({name}): the agent itself"), "ms", agent, Budget::P95AtMost(30.0)),
     ])
 }
 
-/// What the senders did.
-#[derive(Default)]
-struct Counts {
-    tried: AtomicU64,
-    answered: AtomicU64,
-}
-
-impl Counts {
-    fn now(&self) -> (u64, u64) {
-        (self.tried.load(Ordering::SeqCst), self.answered.load(Ordering::SeqCst))
-    }
-}
-
-/// The agent's processor time for each second, and how long it takes over right proofs, one after the other; then wrong ones tried and
-/// answered a second.
-type Measured = (Vec<f64>, Vec<f64>, Vec<f64>, Vec<f64>);
-
-fn during(stack: &Stack, way: Way, counts: &Counts, effort: Effort) -> Result<Measured> {
-    poll::until_true("wrong proofs to be answered", poll::SOON, || Ok(counts.now().1 > 50))?;
+/// Right proofs, one after the other, and the agent's processor time for each second.
+fn during(stack: &Stack, way: Way, answered: &AtomicU64, effort: Effort) -> Result<(Vec<f64>, Vec<f64>, Vec<f64>)> {
+    poll::until_true("wrong proofs to be answered", poll::SOON, || Ok(answered.load(Ordering::SeqCst) > 50))?;
     // First what wrong ones cost alone.
-    let (mut cpu, mut rates, mut answers) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut cpu, mut rates) = (Vec::new(), Vec::new());
     for _ in 0..effort.runs(20).max(4) {
-        let (before, (tried, answered), start) =
-            (machine::cpu_seconds(stack.agent.pid())?, counts.now(), Instant::now());
+        let (before, count, start) =
+            (machine::cpu_seconds(stack.agent.pid())?, answered.load(Ordering::SeqCst), Instant::now());
         thread::sleep(Duration::from_secs(1));
         let seconds = start.elapsed().as_secs_f64();
         cpu.push((machine::cpu_seconds(stack.agent.pid())? - before) / seconds);
-        rates.push((counts.now().0 - tried) as f64 / seconds);
-        answers.push((counts.now().1 - answered) as f64 / seconds);
+        rates.push((answered.load(Ordering::SeqCst) - count) as f64 / seconds);
     }
     let mut agent = Vec::new();
     for _ in 0..effort.runs(OPENINGS) {
@@ -134,7 +107,7 @@ fn during(stack: &Stack, way: Way, counts: &Counts, effort: Effort) -> Result<Me
         stack.control()?.close()?;
         stack.wait_for_state("locked")?;
     }
-    Ok((cpu, agent, rates, answers))
+    Ok((cpu, agent, rates))
 }
 
 /// A signature that everybody can have who has seen one by somebody who is listed.
@@ -143,13 +116,12 @@ fn seen_signature(stack: &Stack) -> Result<Vec<u8>> {
     Ok(prove(&request(&control.challenge()?, OPERATOR, "another text", 600)?, &stack.key())?.signature)
 }
 
-fn send(stack: &Stack, way: Way, number: u64, signature: &[u8], over: &AtomicBool, counts: &Counts) -> Result<()> {
+fn send(stack: &Stack, way: Way, signature: &[u8], over: &AtomicBool, answered: &AtomicU64) -> Result<()> {
     let pause = Duration::from_micros(1_000_000 * SENDERS / RATE);
     let tls = tls(stack)?;
     let (mut made, mut proof): (Option<Instant>, Option<Proof>) = (None, None);
     let mut socket = stack.control()?;
-    // Not all at once.
-    let mut next = Instant::now() + pause * u32::try_from(number)? / u32::try_from(SENDERS)?;
+    let mut next = Instant::now();
     while !over.load(Ordering::SeqCst) {
         // A challenge is good for a minute, and a wrong proof does not use it up.
         if made.is_none_or(|at| at.elapsed() > Duration::from_secs(20)) {
@@ -159,7 +131,6 @@ fn send(stack: &Stack, way: Way, number: u64, signature: &[u8], over: &AtomicBoo
             made = Some(Instant::now());
         }
         let Some(proof) = &proof else { continue };
-        counts.tried.fetch_add(1, Ordering::SeqCst);
         let refused = match way {
             // Room is made at the cost of those that sent wrong proofs: then it is connected anew.
             Way::Socket => match socket.open(&proof.text, &proof.signature) {
@@ -176,7 +147,7 @@ fn send(stack: &Stack, way: Way, number: u64, signature: &[u8], over: &AtomicBoo
                 answer.is_err_and(|refused| refused.code == "bad-signature"),
                 "a wrong proof is not refused as one"
             );
-            counts.answered.fetch_add(1, Ordering::SeqCst);
+            answered.fetch_add(1, Ordering::SeqCst);
         }
         next += pause;
         thread::sleep(next.saturating_duration_since(Instant::now()));
@@ -207,7 +178,7 @@ fn tls(stack: &Stack) -> Result<Tls> {
 fn connect(tls: &Tls) -> Result<Control<StreamOwned<ClientConnection, TcpStream>>> {
     let stream = TcpStream::connect(&tls.address)?;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(poll::SOON))?;
     let session = ClientConnection::new(Arc::clone(&tls.config), tls.name.clone())?;
     Ok(Control::over(StreamOwned::new(session, stream)))
 }

@@ -12,7 +12,7 @@ use breakglass_tests::{machine, poll};
 
 use super::{
     cases::Cases,
-    host::{Host, PAM, SOON, said, set},
+    host::{Host, PAM, SOON, said},
 };
 use crate::guest::{Guest, shell};
 
@@ -186,8 +186,7 @@ fn each_door_that_a_session_leaves_open_is_listed() -> Result<()> {
     let Some(_guest) = Guest::on("6.12") else { return Ok(()) };
     let host = Host::up()?;
     let _ = std::fs::remove_file("/var/lib/breakglass/looks/rest");
-    set(&[WALK])?;
-    shell("systemctl restart breakglass-agent")?;
+    host.restart_with(&[WALK])?;
     poll::until_true("the look at rest", SOON * 2, || Ok(Path::new("/var/lib/breakglass/looks/rest").exists()))?;
     let opened = host.open("leave doors open", SOON * 10)?;
     let made = make_all(&host)?;
@@ -197,8 +196,7 @@ fn each_door_that_a_session_leaves_open_is_listed() -> Result<()> {
         // Those that were refused have nothing to undo.
         let _ = shell(door.undo);
     }
-    set(&[(WALK.1, WALK.0)])?;
-    shell("systemctl restart breakglass-agent")?;
+    host.restart_with(&[(WALK.1, WALK.0)])?;
     let left = left?;
     let mut cases = Cases::default();
     for (door, made) in DOORS.iter().zip(made) {

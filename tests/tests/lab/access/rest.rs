@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 
 use super::{
     cases::Cases,
-    host::{Host, PAM, set},
+    host::{Host, PAM},
 };
 use crate::guest::{Guest, shell};
 
@@ -35,9 +35,7 @@ fn root_at_rest_who_becomes_the_account_is_seen() -> Result<()> {
             Ok(())
         });
     }
-    set(&[POLICY])?;
-    shell("systemctl restart breakglass-agent")?;
-    host.wait_for_state("locked")?;
+    host.restart_with(&[POLICY])?;
     for (name, line, word) in WAYS {
         cases.case(&format!("{name}: killed where the policy says so, and an alert"), || {
             let word = format!("{word}-killed");
@@ -55,7 +53,6 @@ fn root_at_rest_who_becomes_the_account_is_seen() -> Result<()> {
         ensure!(host.key_lets_in(PAM)?, "refused");
         host.close()
     });
-    set(&[(POLICY.1, POLICY.0)])?;
-    shell("systemctl restart breakglass-agent")?;
+    host.restart_with(&[(POLICY.1, POLICY.0)])?;
     cases.verdict()
 }
