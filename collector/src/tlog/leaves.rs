@@ -10,7 +10,7 @@ use sqlx::Row;
 use sqlx::sqlite::SqlitePool;
 use tlog_tiles::record_hash;
 
-use crate::store::{Durability, OpenError, from_db, open_pools, to_db};
+use crate::store::{Durability, OpenError, close, from_db, open_pools, to_db};
 
 const MIGRATIONS: &[&str] = &[include_str!("migrations/0001-leaves.sql"), include_str!("migrations/0002-sources.sql")];
 /// Bytes of leaves that are read at a time, at least one leaf.
@@ -134,8 +134,8 @@ impl Leaves {
 
     /// Ends all connections.
     pub async fn close(&self) {
-        self.writer.close().await;
-        self.readers.close().await;
+        close(&self.readers).await;
+        close(&self.writer).await;
     }
 }
 

@@ -159,6 +159,15 @@ impl Log {
     pub async fn open(disk: SharedDisk, paths: Paths, key: NoteKey) -> Result<Arc<Self>> {
         create_dirs(disk.as_ref(), &paths.public()).map_err(at("create", &paths.public()))?;
         let leaves = Leaves::open(&paths.leaves_db()).await?;
+        let opened = Self::over(leaves.clone(), disk, paths, key).await;
+        if opened.is_err() {
+            // Connections that are only dropped end some time later, and write to the database once more when they do.
+            leaves.close().await;
+        }
+        opened
+    }
+
+    async fn over(leaves: Leaves, disk: SharedDisk, paths: Paths, key: NoteKey) -> Result<Arc<Self>> {
         let count = leaves.size().await?;
         let heads = read_heads(&disk, &paths, &key)?;
         let head = heads.signed.map_or(0, |head| head.size);
