@@ -28,7 +28,10 @@ from evidence_proofs import (
 
 # Where dictionary N lies as N.zdict, and the SHA-256 of each ("Frame" in docs/EVIDENCE.md).
 DICTIONARIES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../collector/api/src/dictionaries")
-DICTIONARY_HASHES = {1: "be14693372fdcb280c9542827c61b8e2d7ad9688d8c6e8c14ae3c474fb8ff3c5"}
+DICTIONARY_HASHES = {
+    1: "be14693372fdcb280c9542827c61b8e2d7ad9688d8c6e8c14ae3c474fb8ff3c5",
+    2: "6b76449b040489cd8972fe649f86d8aac80c3c3035c77ee179471f9c14323b4e",
+}
 
 
 def dictionary(number):
@@ -134,7 +137,8 @@ class Frame:
          self.raw_len, length, tail) = struct.unpack_from("<BB2s16s16sQ32sQQqIII4s", data, 4)
         if length > PAYLOAD_MAX or len(data) != 120 + length + 32:
             raise Broken("the length of the frame is wrong")
-        known = self.dictionary == 0 if codec == 1 else codec == 2 and self.dictionary in DICTIONARY_HASHES
+        self.is_thin = codec == 3
+        known = self.dictionary == 0 if codec == 1 else codec in (2, 3) and self.dictionary in DICTIONARY_HASHES
         if not known or zeros != bytes(2) or tail != bytes(4) or self.raw_len > RAW_MAX:
             raise Broken("the header of the frame is wrong")
         self.payload, self.hash = data[120:-32], data[-32:]
@@ -259,10 +263,15 @@ def read_batch(frame, session, numbers, told):
     if len(events) != frame.events:
         raise Broken("the payload has another number of events than the header says")
     own = sessions.index(session) + 1 if session in sessions else None
+    following = {}
     for event in map(message, events):
         if ORIGIN in event:
             origin = message(event[ORIGIN])
             first, more = origin.get(3, 0), origin.get(4, 0)
+            if frame.is_thin:
+                lane = origin.get(1, 0), origin.get(2, 0)
+                first = (first + following.get(lane, 0)) % 2**64
+                following[lane] = (first + more + 1) % 2**64
             numbers.records += more + 1
             numbers.add((origin.get(1, 0), origin.get(2, 0)), first, first + more)
         if GAP in event:

@@ -207,7 +207,14 @@ async fn start(path: &Path, config: Config, account: Account) -> anyhow::Result<
         spool_in_memory: volatile.unwrap_or_default(),
     };
     let (stop_sender, stop) = mpsc::channel(1);
-    let service = Service::new(manager.clone(), facts, reader, shipper.as_ref().map(Shipper::observer), stop_sender);
+    let service = Service::new(
+        manager.clone(),
+        facts,
+        reader,
+        recorder.clone(),
+        shipper.as_ref().map(Shipper::observer),
+        stop_sender,
+    );
     let (shutdown, stopping) = watch::channel(false);
     keep_certificate(&config, stopping.clone());
     let control = control::serve(control::Options::from(&config), Arc::new(service), verifier, stopping).await?;

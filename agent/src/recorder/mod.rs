@@ -129,6 +129,8 @@ pub struct RecorderStats {
     pub bytes: u64,
     /// Syncs that made them durable.
     pub commits: u64,
+    /// Last durable frame, and when it became so on the boot clock, nanoseconds; zeros before the first.
+    pub durable: (u64, u64),
     /// Kernel events of a session that has no name.
     pub unnamed: u64,
     /// Kernel events above the size of a frame, replaced by a gap.

@@ -344,7 +344,7 @@ impl Worker {
         self.source.release();
         (self.position, self.wall_offset_ns, self.last_commit) =
             (position, Some(now.wall_offset_ns), Some(Instant::now()));
-        self.count(sealed.len() as u64, bytes);
+        self.count(sealed.len() as u64, bytes, end.seq);
         self.note(&sealed, &end, numbers);
         self.publish.send_replace((end.seq, end.hash));
         self.answer(&sealed, now.boot_ns, end.seq);
@@ -377,8 +377,9 @@ impl Worker {
         self.shared.reach.advance(stream_id, self.boot_id, (end.seq, end.hash), numbers, noted);
     }
 
-    fn count(&self, frames: u64, bytes: u64) {
+    fn count(&self, frames: u64, bytes: u64, last: u64) {
         let mut stats = self.shared.stats();
+        stats.durable = (last, clock::now().boot_ns);
         stats.frames += frames;
         stats.events += self.items.len() as u64;
         stats.bytes += bytes;

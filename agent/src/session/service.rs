@@ -52,6 +52,7 @@ pub struct Service {
     facts: Facts,
     /// A reader may be sent between threads, not shared.
     spool: Mutex<SpoolReader>,
+    recorder: Recorder,
     shipping: Option<ShipObserver>,
     /// Has the daemon end, saying why.
     stop: mpsc::Sender<String>,
@@ -63,10 +64,11 @@ impl Service {
         manager: Manager<Host, Recorder>,
         facts: Facts,
         spool: SpoolReader,
+        recorder: Recorder,
         shipping: Option<ShipObserver>,
         stop: mpsc::Sender<String>,
     ) -> Self {
-        Self { manager, facts, spool: Mutex::new(spool), shipping, stop }
+        Self { manager, facts, spool: Mutex::new(spool), recorder, shipping, stop }
     }
 }
 
@@ -197,9 +199,11 @@ impl Service {
             status.spool_in_memory.clone_from(&self.facts.spool_in_memory);
             status.last_seq = spool.durable().seq;
         }
+        (status.durable_seq, status.durable_boot_ns) = self.recorder.stats().durable;
         if let Some(shipping) = &self.shipping {
             let shipping = shipping.status();
             status.acked_seq = shipping.acked_seq;
+            status.acked_boot_ns = shipping.acked_boot_ns;
             status.collector_connected = shipping.connected;
             status.collector_error = shipping.error.unwrap_or_default();
         }

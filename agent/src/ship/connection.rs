@@ -417,7 +417,8 @@ impl<'a> Pump<'a> {
     fn advance(&mut self, seq: u64, hash: Hash) {
         self.to_note = Some((seq, hash));
         if self.stream.current {
-            self.shared.update(|status| status.acked_seq = seq);
+            let now = clock::now().boot_ns;
+            self.shared.update(|status| (status.acked_seq, status.acked_boot_ns) = (seq, now));
             self.shared.acked.send_replace(seq);
         }
     }

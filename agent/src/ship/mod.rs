@@ -103,7 +103,7 @@ impl Default for Pace {
         Self {
             window_bytes: 4 << 20,
             window_frames: 1024,
-            gather: Duration::from_millis(20),
+            gather: Duration::from_millis(25),
             connect: Duration::from_secs(3),
             talk: Duration::from_secs(1),
             keepalive: Duration::from_secs(2),
@@ -125,6 +125,8 @@ pub struct ShipStatus {
     pub url: String,
     /// Last frame of the current stream that a collector is known to have; 0 if none.
     pub acked_seq: u64,
+    /// When that was learnt of it, on the boot clock, nanoseconds; 0 where it was known before.
+    pub acked_boot_ns: u64,
     /// Why it is not connected, or what is wrong.
     pub error: Option<String>,
     /// Whether the collector holds other frames than ours under our stream, or acknowledged what was never sent.

@@ -54,12 +54,12 @@ pub fn seal_next(spool: &Spool, mark: u64, fill: usize, ends_group: bool) -> Sea
     });
     let mut noise = words.take(fill.div_ceil(8)).collect::<Vec<_>>().into_flattened();
     noise.truncate(fill);
-    let batch = Batch {
+    let mut batch = Batch {
         sessions: vec![noise],
         events: vec![Event { boot_ns: mark, ..Event::default() }],
         resume: if ends_group { resume::encode(Some(&mark.to_le_bytes())) } else { Vec::new() },
     };
-    SEALER.with_borrow_mut(|sealer| sealer.seal(header, &batch)).unwrap()
+    SEALER.with_borrow_mut(|sealer| sealer.seal(header, &mut batch)).unwrap()
 }
 
 thread_local! {

@@ -171,7 +171,7 @@ impl<'a> StagingWriter<'a> {
             body: Some(Body::Alert(Alert { code: (*code).into(), message: message.clone(), process: None })),
             ..Event::default()
         });
-        let batch =
+        let mut batch =
             Batch { sessions: vec![], events: events.collect(), resume: resume::encode(plan.resume.as_deref()) };
         let header = Header {
             stream_id: self.stream_id,
@@ -183,7 +183,7 @@ impl<'a> StagingWriter<'a> {
             wall_offset_ns: now.wall_offset_ns,
             events: 0,
         };
-        let sealed = Sealer::new(LEVEL).and_then(|mut sealer| sealer.seal(header, &batch));
+        let sealed = Sealer::new(LEVEL).and_then(|mut sealer| sealer.seal(header, &mut batch));
         self.write(&sealed.map_err(|source| self.failed(source))?)
     }
 

@@ -6,8 +6,8 @@
 //! | offset | size | field |
 //! |---|---|---|
 //! | 0 | 4 | magic `BGF1` |
-//! | 4 | 1 | codec of the payload: 1 = zstd, 2 = zstd with a dictionary |
-//! | 5 | 1 | number of the dictionary for codec 2 (see [`DICTIONARIES`]), zero for codec 1 |
+//! | 4 | 1 | codec of the payload: 1 = zstd, 2 = zstd with a dictionary, 3 = the same of a thinned batch (see [`thin`]) |
+//! | 5 | 1 | number of the dictionary for codecs 2 and 3 (see [`DICTIONARIES`]), zero for codec 1 |
 //! | 6 | 2 | zero |
 //! | 8 | 16 | stream id: the spool that the frame belongs to |
 //! | 24 | 16 | boot id of the host |
@@ -20,11 +20,13 @@
 //! | 108 | 4 | length of the decompressed payload |
 //! | 112 | 4 | length of the payload |
 //! | 116 | 4 | zero |
-//! | 120 | n | payload: a zstd frame holding a `breakglass.v1.Batch` |
+//! | 120 | n | payload: a zstd frame holding a `breakglass.v1.Batch`, for codec 3 with differences in place of numbers |
 //! | 120+n | 32 | hash: SHA-256 over `breakglass-frame-v1\0`, header and payload |
 //!
 //! Limits: [`RAW_MAX`] decompressed, [`PAYLOAD_MAX`] compressed. A frame that breaks any rule is refused as a whole, with an
 //! error that names the rule; decompression never allocates more than the limit whatever the header claims.
+
+pub mod thin;
 
 use std::sync::OnceLock;
 
@@ -48,11 +50,12 @@ pub const FRAME_MAX: usize = HEADER_LEN + PAYLOAD_MAX + HASH_LEN;
 const MAGIC: [u8; 4] = *b"BGF1";
 const CODEC_ZSTD: u8 = 1;
 const CODEC_DICTIONARY: u8 = 2;
+const CODEC_THIN: u8 = 3;
 
 /// Dictionaries by number, from 1. What a frame was made with must be there for ever to read it: only ever appended to. A small
 /// frame is a third of what it is without, because its events share next to nothing with each other and nearly everything with
 /// all events ever recorded. How one is trained: `docs/EVIDENCE.md`.
-pub const DICTIONARIES: [&[u8]; 1] = [include_bytes!("dictionaries/1.zdict")];
+pub const DICTIONARIES: [&[u8]; 2] = [include_bytes!("dictionaries/1.zdict"), include_bytes!("dictionaries/2.zdict")];
 
 /// The dictionary that new frames are made with.
 const NEWEST: u8 = DICTIONARIES.len() as u8;
@@ -63,14 +66,19 @@ enum Codec {
     Plain,
     /// With the dictionary of this number, which there is.
     Dictionary(u8),
+    /// Of a thinned batch, with the dictionary of this number.
+    Thin(u8),
 }
 
 impl Codec {
     fn parse([codec, dictionary, zeros @ ..]: [u8; 4]) -> Result<Self, FrameError> {
         let known = match codec {
             CODEC_ZSTD => Self::Plain,
-            CODEC_DICTIONARY if (1..=NEWEST).contains(&dictionary) => Self::Dictionary(dictionary),
-            CODEC_DICTIONARY => return Err(FrameError::Dictionary(dictionary)),
+            CODEC_DICTIONARY | CODEC_THIN if !(1..=NEWEST).contains(&dictionary) => {
+                return Err(FrameError::Dictionary(dictionary));
+            }
+            CODEC_DICTIONARY => Self::Dictionary(dictionary),
+            CODEC_THIN => Self::Thin(dictionary),
             codec => return Err(FrameError::Codec(codec)),
         };
         if zeros != [0; 2] || (known == Self::Plain && dictionary != 0) {
@@ -83,13 +91,14 @@ impl Codec {
         match self {
             Self::Plain => [CODEC_ZSTD, 0, 0, 0],
             Self::Dictionary(number) => [CODEC_DICTIONARY, number, 0, 0],
+            Self::Thin(number) => [CODEC_THIN, number, 0, 0],
         }
     }
 
     fn decompress(self, payload: &[u8], raw_len: usize) -> std::io::Result<Vec<u8>> {
         match self {
             Self::Plain => zstd::bulk::decompress(payload, raw_len),
-            Self::Dictionary(number) => {
+            Self::Dictionary(number) | Self::Thin(number) => {
                 zstd::bulk::Decompressor::with_prepared_dictionary(prepared(number))?.decompress(payload, raw_len)
             }
         }
@@ -220,7 +229,7 @@ pub struct Sealer {
 const BUFFER_KEPT: usize = 2 * 1024 * 1024;
 
 impl Sealer {
-    /// A sealer that compresses at a zstd level, with the newest dictionary.
+    /// A sealer that thins, and compresses at a zstd level with the newest dictionary.
     pub fn new(level: i32) -> Result<Self, FrameError> {
         let compressor = || {
             let dictionary = DICTIONARIES[usize::from(NEWEST) - 1];
@@ -234,8 +243,15 @@ impl Sealer {
         Ok(Self { compressor, raw: Vec::new() })
     }
 
-    /// Compresses `batch` and seals it under `header`, whose `events` is taken from the batch.
-    pub fn seal(&mut self, mut header: Header, batch: &Batch) -> Result<Sealed, FrameError> {
+    /// Compresses `batch` and seals it under `header`, whose `events` is taken from the batch. The batch is as before afterwards.
+    pub fn seal(&mut self, header: Header, batch: &mut Batch) -> Result<Sealed, FrameError> {
+        thin::thin(batch, header.first_boot_ns);
+        let sealed = self.seal_thinned(header, batch);
+        thin::restore(batch, header.first_boot_ns);
+        sealed
+    }
+
+    fn seal_thinned(&mut self, mut header: Header, batch: &Batch) -> Result<Sealed, FrameError> {
         header.events = count_of(batch)?;
         self.raw.clear();
         self.raw.shrink_to(BUFFER_KEPT);
@@ -246,7 +262,7 @@ impl Sealer {
         // A vector grows as it must, so that this cannot fail.
         batch.encode_raw(&mut self.raw);
         let payload = self.compressor.compress(&self.raw).map_err(|e| FrameError::Compress(e.to_string()))?;
-        assemble(header, Codec::Dictionary(NEWEST), self.raw.len(), &payload)
+        assemble(header, Codec::Thin(NEWEST), self.raw.len(), &payload)
     }
 }
 
@@ -386,7 +402,11 @@ impl<'a> Frame<'a> {
         if found != self.header.events as usize {
             return Err(FrameError::Count { found, claimed: self.header.events });
         }
-        Batch::decode(raw.as_slice()).map_err(|e| FrameError::Batch(e.to_string()))
+        let mut batch = Batch::decode(raw.as_slice()).map_err(|e| FrameError::Batch(e.to_string()))?;
+        if matches!(self.codec, Codec::Thin(_)) {
+            thin::restore(&mut batch, self.header.first_boot_ns);
+        }
+        Ok(batch)
     }
 }
 

@@ -82,9 +82,9 @@ impl Host {
             events: 0,
         };
         let sessions = if of_session { vec![SESSION.to_vec()] } else { Vec::new() };
-        let batch = Batch { sessions, events, resume: Vec::new() };
+        let mut batch = Batch { sessions, events, resume: Vec::new() };
         // Both codecs in turn.
-        self.frames.push(sealed(header, &batch, header.seq.is_multiple_of(2)));
+        self.frames.push(sealed(header, &mut batch, header.seq.is_multiple_of(2)));
         self.seq()
     }
 
@@ -274,12 +274,12 @@ pub fn resealed(bytes: &[u8], change: impl FnOnce(&mut Header, &mut Batch)) -> V
     let parsed = Frame::parse(bytes).unwrap();
     let (mut header, mut batch) = (parsed.header, parsed.batch().unwrap());
     // By the codec that it had, so that a frame in which nothing changes stays as it is.
-    let plain = sealed(header, &batch, true) == bytes;
+    let plain = sealed(header, &mut batch, true) == bytes;
     change(&mut header, &mut batch);
-    sealed(header, &batch, plain)
+    sealed(header, &mut batch, plain)
 }
 
-fn sealed(header: Header, batch: &Batch, plain: bool) -> Vec<u8> {
+fn sealed(header: Header, batch: &mut Batch, plain: bool) -> Vec<u8> {
     let sealed = match plain {
         true => frame::seal(header, batch, 1),
         false => Sealer::new(1).and_then(|mut sealer| sealer.seal(header, batch)),

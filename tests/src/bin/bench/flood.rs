@@ -1,15 +1,16 @@
 //! A thousand wrong proofs a second: what they cost the agent, and what becomes of a right one.
 //!
 //! The wrong ones are as dear as they can be made: a text that holds in everything, with a signature by a listed key over another text, so
-//! that only the arithmetic tells. They come from the same source as the right one: over connections that stay, and, over TLS, over a new
-//! one each.
+//! that only the arithmetic tells. They come from the same source as the right one, a connection each, over the host's socket and over TLS. Nobody
+//! who floods waits for long: a sender gives up, and comes again at its time.
 
 use std::{
     fs,
     net::TcpStream,
+    os::unix::net::UnixStream,
     path::Path,
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
@@ -35,8 +36,11 @@ use crate::{
 
 /// Wrong proofs a second.
 const RATE: u64 = 1000;
-/// Connections that send them.
-const SENDERS: u64 = 8;
+/// Who sends them: enough that they come at this rate though each waits for its answer as long as this, and no longer.
+const SENDERS: u64 = 64;
+const PATIENCE: Duration = Duration::from_millis(40);
+/// How long one text is sent. A challenge is good for a minute, and a wrong proof does not use it up.
+const PROOF_AGE: Duration = Duration::from_secs(20);
 /// Right ones measured.
 const OPENINGS: u64 = 40;
 
@@ -47,9 +51,29 @@ enum Way {
     NewTls,
 }
 
+/// How many there were.
+#[derive(Default)]
+struct Counts {
+    /// Sent, or tried to: a connection that is not taken costs the sender as much.
+    offered: AtomicU64,
+    /// Refused for what they are.
+    answered: AtomicU64,
+}
+
+/// What the senders have in common.
+struct Flood<'a> {
+    stack: &'a Stack,
+    way: Way,
+    tls: Tls,
+    signature: Vec<u8>,
+    proof: RwLock<Proof>,
+    counts: Counts,
+    over: AtomicBool,
+}
+
 pub fn measure(effort: Effort) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
-    for (way, name) in [(Way::Socket, "over open connections"), (Way::NewTls, "over TLS, a connection each")] {
+    for (way, name) in [(Way::Socket, "over a socket"), (Way::NewTls, "over TLS")] {
         figures.extend(Stack::with(Options::default(), |stack| flood(stack, way, name, effort))?);
     }
     Ok(figures)
@@ -57,57 +81,104 @@ pub fn measure(effort: Effort) -> Result<Vec<Figure>> {
 
 fn flood(stack: &Stack, way: Way, name: &str, effort: Effort) -> Result<Vec<Figure>> {
     let signature = seen_signature(stack)?;
-    let over = AtomicBool::new(false);
-    let answered = AtomicU64::new(0);
-    let (cpu, mut agent, mut rates) = thread::scope(|scope| {
-        let senders: Vec<_> =
-            (0..SENDERS).map(|_| scope.spawn(|| send(stack, way, &signature, &over, &answered))).collect();
-        let measured = during(stack, way, &answered, effort);
-        over.store(true, Ordering::SeqCst);
+    let flood = Flood {
+        stack,
+        way,
+        tls: tls(stack)?,
+        proof: RwLock::new(wrong_proof(stack, &signature)?),
+        signature,
+        counts: Counts::default(),
+        over: AtomicBool::new(false),
+    };
+    let measured = thread::scope(|scope| {
+        let mut senders: Vec<_> = (0..SENDERS)
+            .map(|sender| {
+                scope.spawn({
+                    let flood = &flood;
+                    move || send(flood, sender)
+                })
+            })
+            .collect();
+        senders.push(scope.spawn(|| renew(&flood)));
+        let measured = during(&flood, effort);
+        flood.over.store(true, Ordering::SeqCst);
         for sender in senders {
             sender.join().ok().context("a sender died")??;
         }
         measured
     })?;
-    agent.retain(|ms| ms.is_finite());
-    // The first second is the one before the source is known.
-    rates.drain(..rates.len().min(1));
     Ok(vec![
-        Figure::new(format!("wrong proofs {name}: the agent's cores"), "cores", cpu, Budget::P95AtMost(0.25)),
-        Figure::new(format!("wrong proofs {name}: answered"), "1/s", rates, Budget::None),
-        Figure::new(format!("a right one meanwhile ({name}): the agent itself"), "ms", agent, Budget::P95AtMost(30.0)),
+        Figure::new(
+            format!("wrong proofs {name}, a connection each: the agent's cores"),
+            "cores",
+            measured.cpu,
+            Budget::P95AtMost(0.25),
+        ),
+        Figure::new(format!("wrong proofs {name}: offered"), "1/s", measured.offered, Budget::None),
+        Figure::new(format!("wrong proofs {name}: answered in time"), "1/s", measured.answered, Budget::None),
+        Figure::new(
+            format!("a right one meanwhile ({name}): the agent itself"),
+            "ms",
+            measured.agent_ms,
+            Budget::P95AtMost(30.0),
+        ),
     ])
 }
 
-/// Right proofs, one after the other, and the agent's processor time for each second.
-fn during(stack: &Stack, way: Way, answered: &AtomicU64, effort: Effort) -> Result<(Vec<f64>, Vec<f64>, Vec<f64>)> {
-    poll::until_true("wrong proofs to be answered", poll::SOON, || Ok(answered.load(Ordering::SeqCst) > 50))?;
-    // First what wrong ones cost alone.
-    let (mut cpu, mut rates) = (Vec::new(), Vec::new());
+/// By second, and for each right proof.
+#[derive(Default)]
+struct Measured {
+    cpu: Vec<f64>,
+    offered: Vec<f64>,
+    answered: Vec<f64>,
+    agent_ms: Vec<f64>,
+}
+
+/// What wrong ones cost alone, then right ones among them, one after the other.
+fn during(flood: &Flood<'_>, effort: Effort) -> Result<Measured> {
+    let Flood { stack, way, counts, .. } = flood;
+    poll::until_true("wrong proofs to be answered", poll::SOON, || Ok(counts.answered.load(Ordering::SeqCst) > 50))?;
+    let counted = || [&counts.offered, &counts.answered].map(|count| count.load(Ordering::SeqCst));
+    let mut measured = Measured::default();
     for _ in 0..effort.runs(20).max(4) {
-        let (before, count, start) =
-            (machine::cpu_seconds(stack.agent.pid())?, answered.load(Ordering::SeqCst), Instant::now());
+        let (before, [offered, answered], start) =
+            (machine::cpu_seconds(stack.agent.pid())?, counted(), Instant::now());
         thread::sleep(Duration::from_secs(1));
-        let seconds = start.elapsed().as_secs_f64();
-        cpu.push((machine::cpu_seconds(stack.agent.pid())? - before) / seconds);
-        rates.push((answered.load(Ordering::SeqCst) - count) as f64 / seconds);
+        let ([offered_now, answered_now], seconds) = (counted(), start.elapsed().as_secs_f64());
+        measured.cpu.push((machine::cpu_seconds(stack.agent.pid())? - before) / seconds);
+        measured.offered.push((offered_now - offered) as f64 / seconds);
+        measured.answered.push((answered_now - answered) as f64 / seconds);
     }
-    let mut agent = Vec::new();
     for _ in 0..effort.runs(OPENINGS) {
         let opened = match way {
             Way::Socket => {
-                let mut control = stack.control()?;
-                let proof = prove(&request(&control.challenge()?, OPERATOR, "in the flood", 600)?, &stack.key())?;
-                let opened = control.open(&proof.text, &proof.signature)?;
-                opened.map_err(|refused| anyhow::anyhow!("{}: {}", refused.code, refused.message))?.agent_us
+                // From the same user, over a connection of its own. The command would try again as well.
+                let mut opened = None;
+                poll::until_true("a right proof to be taken", poll::SOON, || {
+                    opened = right_proof(stack).ok();
+                    Ok(opened.is_some())
+                })?;
+                opened.context("no answer")?
             }
             Way::NewTls => stack.open("in the flood", "10m")?.agent_us,
         };
-        agent.push(opened as f64 / 1000.0);
-        stack.control()?.close()?;
-        stack.wait_for_state("locked")?;
+        measured.agent_ms.push(opened as f64 / 1000.0);
+        poll::until_true("the session to be closed", poll::SOON, || {
+            Ok(stack.control().and_then(|mut control| control.close()).is_ok())
+        })?;
+        poll::until_true("the account to be locked", poll::SOON, || {
+            Ok(stack.status().is_ok_and(|status| status.state == "locked"))
+        })?;
     }
-    Ok((cpu, agent, rates))
+    Ok(measured)
+}
+
+/// Opens by a right proof. Microseconds that the agent took.
+fn right_proof(stack: &Stack) -> Result<u64> {
+    let mut control = stack.control()?;
+    let proof = prove(&request(&control.challenge()?, OPERATOR, "in the flood", 600)?, &stack.key())?;
+    let opened = control.open(&proof.text, &proof.signature)?;
+    Ok(opened.map_err(|refused| anyhow::anyhow!("{}: {}", refused.code, refused.message))?.agent_us)
 }
 
 /// A signature that everybody can have who has seen one by somebody who is listed.
@@ -116,43 +187,56 @@ fn seen_signature(stack: &Stack) -> Result<Vec<u8>> {
     Ok(prove(&request(&control.challenge()?, OPERATOR, "another text", 600)?, &stack.key())?.signature)
 }
 
-fn send(stack: &Stack, way: Way, signature: &[u8], over: &AtomicBool, answered: &AtomicU64) -> Result<()> {
-    let pause = Duration::from_micros(1_000_000 * SENDERS / RATE);
-    let tls = tls(stack)?;
-    let (mut made, mut proof): (Option<Instant>, Option<Proof>) = (None, None);
-    let mut socket = stack.control()?;
-    let mut next = Instant::now();
-    while !over.load(Ordering::SeqCst) {
-        // A challenge is good for a minute, and a wrong proof does not use it up.
-        if made.is_none_or(|at| at.elapsed() > Duration::from_secs(20)) {
-            let challenge = stack.control()?.challenge()?;
-            let text = request(&challenge, OPERATOR, "a wrong one", 600)?.encode()?.into_bytes();
-            proof = Some(Proof { text, signature: signature.to_vec() });
-            made = Some(Instant::now());
+/// A text that holds in everything, with a signature over another one.
+fn wrong_proof(stack: &Stack, signature: &[u8]) -> Result<Proof> {
+    let challenge = stack.control()?.challenge()?;
+    let text = request(&challenge, OPERATOR, "a wrong one", 600)?.encode()?.into_bytes();
+    Ok(Proof { text, signature: signature.to_vec() })
+}
+
+/// Keeps the text fresh.
+fn renew(flood: &Flood<'_>) -> Result<()> {
+    let mut made = Instant::now();
+    while !flood.over.load(Ordering::SeqCst) {
+        thread::sleep(PATIENCE);
+        // Its connection may be one of those that make room; then it is asked for again.
+        if made.elapsed() > PROOF_AGE
+            && let Ok(proof) = wrong_proof(flood.stack, &flood.signature)
+        {
+            *flood.proof.write().unwrap_or_else(PoisonError::into_inner) = proof;
+            made = Instant::now();
         }
-        let Some(proof) = &proof else { continue };
-        let refused = match way {
-            // Room is made at the cost of those that sent wrong proofs: then it is connected anew.
-            Way::Socket => match socket.open(&proof.text, &proof.signature) {
-                Ok(answer) => Some(answer),
-                Err(_) => {
-                    socket = stack.control()?;
-                    None
-                }
-            },
-            Way::NewTls => connect(&tls).and_then(|mut control| control.open(&proof.text, &proof.signature)).ok(),
-        };
-        if let Some(answer) = refused {
-            ensure!(
-                answer.is_err_and(|refused| refused.code == "bad-signature"),
-                "a wrong proof is not refused as one"
-            );
-            answered.fetch_add(1, Ordering::SeqCst);
-        }
-        next += pause;
-        thread::sleep(next.saturating_duration_since(Instant::now()));
     }
     Ok(())
+}
+
+/// Sends wrong proofs, each over a connection of its own, at this sender's share of the rate.
+fn send(flood: &Flood<'_>, sender: u64) -> Result<()> {
+    let pause = Duration::from_micros(1_000_000 * SENDERS / RATE);
+    let mut next = Instant::now() + pause * u32::try_from(sender)? / u32::try_from(SENDERS)?;
+    while !flood.over.load(Ordering::SeqCst) {
+        thread::sleep(next.saturating_duration_since(Instant::now()));
+        // Who is late does not make up for it all at once.
+        next = (next + pause).max(Instant::now());
+        let Proof { text, signature } = flood.proof.read().unwrap_or_else(PoisonError::into_inner).clone();
+        flood.counts.offered.fetch_add(1, Ordering::SeqCst);
+        let answer = match flood.way {
+            Way::Socket => socket(flood.stack).and_then(|mut control| control.open(&text, &signature)),
+            Way::NewTls => connect(&flood.tls).and_then(|mut control| control.open(&text, &signature)),
+        };
+        // No answer in time, or made to leave for others.
+        let Ok(answer) = answer else { continue };
+        ensure!(answer.is_err_and(|refused| refused.code == "bad-signature"), "a wrong proof is not refused as one");
+        flood.counts.answered.fetch_add(1, Ordering::SeqCst);
+    }
+    Ok(())
+}
+
+fn socket(stack: &Stack) -> Result<Control> {
+    let stream = UnixStream::connect(stack.socket())?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(Control::over(stream))
 }
 
 /// Where TLS is, and how it is spoken.
@@ -178,7 +262,8 @@ fn tls(stack: &Stack) -> Result<Tls> {
 fn connect(tls: &Tls) -> Result<Control<StreamOwned<ClientConnection, TcpStream>>> {
     let stream = TcpStream::connect(&tls.address)?;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(poll::SOON))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
     let session = ClientConnection::new(Arc::clone(&tls.config), tls.name.clone())?;
     Ok(Control::over(StreamOwned::new(session, stream)))
 }

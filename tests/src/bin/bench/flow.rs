@@ -29,14 +29,22 @@ const LOADS: [(u64, u64); 2] = [(200, 4000), (1667, 10_000)];
 /// Searches measured.
 const SEARCHES: u64 = 100;
 
-/// How often the agent is asked how far it is. What is measured is too long by up to this and an answer's time.
+/// How often the agent is asked how far it is; more often than it commits. It says since when, so that neither this nor the time that an
+/// answer takes is in what is measured.
 const LOOK: Duration = Duration::from_millis(1);
 
-/// What the agent said at a moment.
+/// A frame, and since when the agent had it durable or acknowledged.
+#[derive(Clone, Copy, PartialEq)]
 struct Look {
+    frame: u64,
     boot_ns: u64,
-    durable: u64,
-    acknowledged: u64,
+}
+
+/// What the agent said, in order.
+#[derive(Default)]
+struct Looks {
+    durable: Vec<Look>,
+    acknowledged: Vec<Look>,
 }
 
 pub fn measure(effort: Effort) -> Result<Vec<Figure>> {
@@ -75,8 +83,8 @@ fn ways(stack: &Stack, opened: &Opened, rate: u64, execs: u64) -> Result<Vec<Fig
         if event.boot_ns < from || !matches!(event.body, Some(Body::Exec(_))) {
             continue;
         }
-        durable.extend(wait(&looks, event.boot_ns, |look| look.durable >= recorded.frame));
-        acknowledged.extend(wait(&looks, event.boot_ns, |look| look.acknowledged >= recorded.frame));
+        durable.extend(wait(&looks.durable, event.boot_ns, recorded.frame));
+        acknowledged.extend(wait(&looks.acknowledged, event.boot_ns, recorded.frame));
     }
     let at = format!("at {:.0} events/s", 3.0 * execs as f64 / seconds);
     Ok(vec![
@@ -85,19 +93,25 @@ fn ways(stack: &Stack, opened: &Opened, rate: u64, execs: u64) -> Result<Vec<Fig
     ])
 }
 
-fn watch(mut control: Control, over: &AtomicBool) -> Result<Vec<Look>> {
-    let mut looks = Vec::new();
+fn watch(mut control: Control, over: &AtomicBool) -> Result<Looks> {
+    let mut looks = Looks::default();
+    let note = |looks: &mut Vec<Look>, look: Look| {
+        if looks.last() != Some(&look) {
+            looks.push(look);
+        }
+    };
     while !over.load(Ordering::SeqCst) {
         let status = control.status()?;
-        looks.push(Look { boot_ns: machine::boot_ns()?, durable: status.last_seq, acknowledged: status.acked_seq });
+        note(&mut looks.durable, Look { frame: status.durable_seq, boot_ns: status.durable_boot_ns });
+        note(&mut looks.acknowledged, Look { frame: status.acked_seq, boot_ns: status.acked_boot_ns });
         thread::sleep(LOOK);
     }
     Ok(looks)
 }
 
-/// Milliseconds from `boot_ns` to the first look for which `is_there` holds; nothing for what came after the last look.
-fn wait(looks: &[Look], boot_ns: u64, is_there: impl Fn(&Look) -> bool) -> Option<f64> {
-    let first = looks.partition_point(|look| !is_there(look));
+/// Milliseconds from `boot_ns` to the first look at which `frame` was there; nothing for what came after the last look.
+fn wait(looks: &[Look], boot_ns: u64, frame: u64) -> Option<f64> {
+    let first = looks.partition_point(|look| look.frame < frame);
     // What was there before the first look was not watched.
     looks.get(first).filter(|_| first > 0).map(|look| look.boot_ns.saturating_sub(boot_ns) as f64 / 1e6)
 }
