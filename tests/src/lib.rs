@@ -23,4 +23,5 @@ pub mod remains;
 pub mod sshd;
 pub mod stack;
 pub mod terminal;
+pub mod tiny;
 pub mod undo;

@@ -37,8 +37,8 @@ use crate::{
 /// Wrong proofs a second.
 const RATE: u64 = 1000;
 /// Who sends them: enough that they come at this rate though each waits for its answer as long as this, and no longer.
-const SENDERS: u64 = 64;
-const PATIENCE: Duration = Duration::from_millis(40);
+const SENDERS: u64 = 100;
+const PATIENCE: Duration = Duration::from_millis(100);
 /// How long one text is sent. A challenge is good for a minute, and a wrong proof does not use it up.
 const PROOF_AGE: Duration = Duration::from_secs(20);
 /// Right ones measured.
@@ -137,7 +137,7 @@ struct Measured {
 /// What wrong ones cost alone, then right ones among them, one after the other.
 fn during(flood: &Flood<'_>, effort: Effort) -> Result<Measured> {
     let Flood { stack, way, counts, .. } = flood;
-    poll::until_true("wrong proofs to be answered", poll::SOON, || Ok(counts.answered.load(Ordering::SeqCst) > 50))?;
+    poll::until_true("wrong proofs to be answered", poll::SOON, || Ok(counts.answered.load(Ordering::SeqCst) > 20))?;
     let counted = || [&counts.offered, &counts.answered].map(|count| count.load(Ordering::SeqCst));
     let mut measured = Measured::default();
     for _ in 0..effort.runs(20).max(4) {

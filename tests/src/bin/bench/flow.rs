@@ -14,6 +14,7 @@ use breakglass_tests::{
     operator::Opened,
     poll,
     stack::{Options, Stack},
+    tiny,
 };
 
 use crate::{
@@ -23,7 +24,7 @@ use crate::{
 };
 
 /// Rates of programs a second, and how many are run at each: a busy person or a script, and the 5,000 events a second of the
-/// budget, since a program is three events.
+/// budget, since a program is three events. The programs do nothing, or this machine's cores would be busy with them.
 const LOADS: [(u64, u64); 2] = [(200, 4000), (1667, 10_000)];
 
 /// Searches measured.
@@ -63,7 +64,9 @@ pub fn measure(effort: Effort) -> Result<Vec<Figure>> {
 
 /// How long events of `execs` programs take, run at `rate` a second or as fast as the machine does.
 fn ways(stack: &Stack, opened: &Opened, rate: u64, execs: u64) -> Result<Vec<Figure>> {
-    let line = format!("{} execs {execs} --rate {rate}", stack.probe().display());
+    let program = stack.path("bin/tiny");
+    tiny::write(&program)?;
+    let line = format!("{} execs {execs} --rate {rate} --program {}", stack.probe().display(), program.display());
     let over = AtomicBool::new(false);
     let control = stack.control()?;
     let from = machine::boot_ns()?;
