@@ -66,7 +66,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// A session that lasts as long as the suite.
 const TTL: &str = "1h";
 
-/// What scripts have: `act` does what is to be hidden, `appears` waits until somebody else has, `gone` tells whether the agent is.
+/// What scripts have: `act` does what is to be hidden, `appears` waits until somebody else has, `gone` tells whether the agent is. Only who
+/// was not refused what would make the other act waits for it: the wait takes a minute where nothing comes.
 const PRELUDE: &str = r#"
 act() { "$attack" act "$file" "$mark"; }
 gone() { ! grep -q '^State:[[:space:]]*[^ZX]' "/proc/$agent/status" 2>/dev/null; }

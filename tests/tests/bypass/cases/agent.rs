@@ -24,8 +24,7 @@ pub const CASES: &[Case] = &[
         5,
         "become_the_agent",
         r#"
-        "$attack" inject $agent ptrace "$file" "$mark"
-        appears
+        "$attack" inject $agent ptrace "$file" "$mark" && appears
     "#,
     )
     .held(traced)

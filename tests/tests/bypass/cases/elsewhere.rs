@@ -27,8 +27,7 @@ pub const CASES: &[Case] = &[
     Case::root(47, "kernel_s_core_pattern", CORE).held(witnessed).only_in_lab("it changes what the kernel does with crashes").peers(),
     Case::root(47, "kernel_s_module_helper", MODPROBE).held(witnessed).only_in_lab("it changes what the kernel loads modules with").peers(),
     Case::root(48, "into_another_process_by_ptrace", r#"
-        "$attack" inject $bystander ptrace "$file" "$mark"
-        appears
+        "$attack" inject $bystander ptrace "$file" "$mark" && appears
     "#).held(witnessed).peers(),
     Case::own(48, "into_another_process_s_memory", into_memory).held(witnessed),
     Case::root(49, "interpreter_of_its_own", BINFMT)
@@ -60,7 +59,7 @@ const CORE: &str = r#"
         echo "|$dir/dump" > /proc/sys/kernel/core_pattern
         ulimit -c unlimited
         "$attack" fault 2>/dev/null
-        appears
+        grep -q "$dir/dump" /proc/sys/kernel/core_pattern && appears
         echo "$old" > /proc/sys/kernel/core_pattern
     "#;
 
