@@ -16,11 +16,19 @@ pub const EVENTUALLY: Duration = Duration::from_secs(60);
 /// Pause between two looks: short against every budget that is checked, long enough not to starve what is waited for.
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// A look that takes long, such as at all that a collector has, is followed by a pause as many times longer: under emulation two
+/// processors would do little but look.
+const REST: u32 = 2;
+
+/// Longest pause.
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+
 /// Calls `look` until it gives something; fails after `limit`, naming `what` and the last error, if there was one.
 /// An error of `look` counts as "not yet".
 pub fn until<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let start = Instant::now();
     loop {
+        let looked = Instant::now();
         let last = match look() {
             Ok(Some(found)) => return Ok(found),
             Ok(None) => None,
@@ -32,7 +40,7 @@ pub fn until<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<Op
                 None => bail!("waited {limit:?} in vain for {what}"),
             }
         }
-        thread::sleep(PAUSE);
+        thread::sleep((looked.elapsed() * REST).clamp(PAUSE, PAUSE_MAX));
     }
 }
 

@@ -110,8 +110,9 @@ fn power_cuts_lose_only_what_nobody_was_told() -> Result<()> {
         let line = format!("{} execs 1000000 --rate {RATE}", stack.probe().display());
         let mut load = stack.ssh(&opened).arg(line).stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
         for cut in 0..CUTS {
+            let mut query = stack.query()?;
             poll::until_true("more programs to be acknowledged", poll::EVENTUALLY, || {
-                Ok(stack.query()?.commands(&opened.session)?.len() as u64 > (cut + 1) * 10)
+                Ok(query.commands(&opened.session)?.len() as u64 > (cut + 1) * 10)
             })?;
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             thread::sleep(Duration::from_millis((seed >> 33) % 1000));

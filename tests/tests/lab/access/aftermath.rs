@@ -253,8 +253,9 @@ fn listed(left: &LeftBehind, door: &Door, made: bool) -> Result<()> {
 
 fn left_behind(host: &Host, session: &str) -> Result<LeftBehind> {
     let started = machine::boot_ns()?;
+    let mut query = host.query()?;
     let left = poll::until("the comparison", SOON * 2, || {
-        let events = host.query()?.events(session)?;
+        let events = query.events(session)?;
         Ok(events.into_iter().find_map(|recorded| match recorded.event?.body? {
             Body::LeftBehind(left) => Some(left),
             _ => None,

@@ -189,9 +189,19 @@ impl Host {
 
     /// Everything recorded of this host.
     pub fn events(&self) -> Result<Vec<Event>> {
-        let id = fs::read_to_string("/etc/breakglass/host/host-id").context("not enrolled")?;
-        let events = self.query()?.host_events(id.trim())?;
+        let events = self.query()?.host_events(&host_id()?)?;
         Ok(events.into_iter().filter_map(|recorded| recorded.event).collect())
+    }
+
+    /// Waits until something recorded of this host, now or before, gives what is looked for. Each event is fetched and looked at once:
+    /// with all that the tests before have left, more than a look a second would be too much for an emulated collector.
+    pub fn recorded<T>(&self, what: &str, find: impl Fn(Event) -> Option<T>) -> Result<T> {
+        let (mut query, id, mut frame) = (self.query()?, host_id()?, 0);
+        poll::until(what, SOON, || {
+            let more = query.host_events_after(&id, frame)?;
+            frame = more.iter().map(|recorded| recorded.frame).fold(frame, u64::max);
+            Ok(more.into_iter().filter_map(|recorded| recorded.event).find_map(&find))
+        })
     }
 
     /// Waits until the collector has the end of a session.
@@ -202,11 +212,9 @@ impl Host {
 
     /// Waits for an alert that `fits`.
     pub fn alert(&self, what: &str, fits: impl Fn(&Alert) -> bool) -> Result<Alert> {
-        poll::until(&format!("an alert: {what}"), SOON, || {
-            Ok(self.events()?.into_iter().find_map(|event| match event.body {
-                Some(Body::Alert(alert)) if fits(&alert) => Some(alert),
-                _ => None,
-            }))
+        self.recorded(&format!("an alert: {what}"), |event| match event.body {
+            Some(Body::Alert(alert)) if fits(&alert) => Some(alert),
+            _ => None,
         })
     }
 }
@@ -216,6 +224,11 @@ impl Drop for Host {
         // What a failed case left open. Best effort: the next test waits for the state that it needs.
         let _ = self.close();
     }
+}
+
+/// The collector's name of this host.
+fn host_id() -> Result<String> {
+    Ok(fs::read_to_string("/etc/breakglass/host/host-id").context("not enrolled")?.trim().to_owned())
 }
 
 /// A new connection to the agent.

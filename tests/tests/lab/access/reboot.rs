@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use breakglass_api::v1::{CloseCause, Event, SessionClosed, event::Body};
+use breakglass_api::v1::{CloseCause, SessionClosed, event::Body};
 use breakglass_tests::poll;
 
 use super::{
@@ -58,11 +58,10 @@ fn after_a_reset_by_the_session_itself_its_last_program_is_in_the_record() -> Re
     };
     through("reset", reset, |host, closed| {
         ensure!(closed.cause() == CloseCause::Reboot, "closed because of {:?} ({})", closed.cause(), closed.by);
-        let ran = |event: &Event| match &event.body {
-            Some(Body::Exec(exec)) => exec.argv.iter().any(|argument| argument == b"last-deed"),
-            _ => false,
-        };
-        poll::until_true("the last program to be in the record", SOON, || Ok(host.events()?.iter().any(ran)))
+        host.recorded("the last program to be in the record", |event| match event.body {
+            Some(Body::Exec(exec)) => exec.argv.iter().any(|argument| argument == b"last-deed").then_some(()),
+            _ => None,
+        })
     })
 }
 
