@@ -4,6 +4,10 @@
 //! new connection is let in at the cost of one that is waiting, of the source that has most: the one with most wrong proofs,
 //! then the oldest. Clients connect anew when that hits them; a challenge is not tied to its connection. A connection whose
 //! request is being worked on is never ended.
+//!
+//! Of its own source a new connection does not push out one that came within [`GRACE`] and has sent nothing wrong: a flood of new ones would
+//! let none of them, the operator's neither, live long enough to shake hands and to prove anything. It is turned away at once, which costs next to
+//! nothing, and clients try again: there is room as often as one of the others has failed or had its time.
 
 use std::{
     collections::HashMap,
@@ -11,6 +15,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use tokio::sync::Notify;
@@ -21,6 +26,9 @@ use super::source::Group;
 pub const PER_SOURCE: usize = 16;
 /// Most connections on one listener.
 pub const IN_ALL: usize = 64;
+/// How long a connection may take to prove something before others of its source push it out. Counted from its beginning, whatever it does: two
+/// ways there and back over a slow line, and the wait for its turn.
+pub const GRACE: Duration = Duration::from_millis(300);
 
 /// The connections of one listener.
 #[derive(Default)]
@@ -35,6 +43,7 @@ struct Entry {
     busy: bool,
     leaving: bool,
     failures: u32,
+    began: Instant,
     leave: Arc<Notify>,
 }
 
@@ -46,8 +55,12 @@ pub struct Ticket {
 }
 
 impl Admission {
-    /// Lets a connection in, if need be at the cost of a waiting one; `None` where every other one is being worked on.
+    /// Lets a connection in, if need be at the cost of a waiting one; `None` where every other one is being worked on or has only come.
     pub fn admit(self: &Arc<Self>, group: Group) -> Option<Ticket> {
+        self.admit_at(group, Instant::now())
+    }
+
+    fn admit_at(self: &Arc<Self>, group: Group, now: Instant) -> Option<Ticket> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let leave = Arc::new(Notify::new());
         let mut entries = self.entries();
@@ -59,14 +72,21 @@ impl Admission {
         for entry in entries.values().filter(|entry| !entry.leaving) {
             *counts.entry(entry.group).or_default() += 1;
         }
+        let had_its_time = |entry: &Entry| entry.failures > 0 || now.duration_since(entry.began) >= GRACE;
         if counts.get(&group).is_some_and(|n| *n >= PER_SOURCE) {
-            evict(&mut entries, group)?;
+            evict(&mut entries, group, had_its_time)?;
         } else if counts.values().sum::<usize>() >= IN_ALL {
             let mut largest: Vec<(usize, Group)> = counts.into_iter().map(|(group, n)| (n, group)).collect();
             largest.sort_unstable_by(|a, b| b.cmp(a));
-            largest.into_iter().find_map(|(_, group)| evict(&mut entries, group))?;
+            largest.into_iter().find_map(|(_, largest)| {
+                evict(&mut entries, largest, |entry| largest != group || had_its_time(entry))
+            })?;
         }
-        entries.insert(number, Entry { group, busy: false, leaving: false, failures: 0, leave: Arc::clone(&leave) });
+        let began = now;
+        entries.insert(
+            number,
+            Entry { group, busy: false, leaving: false, failures: 0, began, leave: Arc::clone(&leave) },
+        );
         Some(Ticket { admission: Arc::clone(self), number, leave })
     }
 
@@ -76,9 +96,10 @@ impl Admission {
     }
 }
 
-/// Tells one waiting connection of the group to leave.
-fn evict(entries: &mut HashMap<u64, Entry>, group: Group) -> Option<()> {
-    let waiting = entries.iter_mut().filter(|(_, entry)| entry.group == group && !entry.busy && !entry.leaving);
+/// Tells one waiting connection of the group to leave, of those that may be told.
+fn evict(entries: &mut HashMap<u64, Entry>, group: Group, may_be: impl Fn(&Entry) -> bool) -> Option<()> {
+    let waiting =
+        entries.iter_mut().filter(|(_, entry)| entry.group == group && !entry.busy && !entry.leaving && may_be(entry));
     let (_, victim) = waiting.max_by_key(|(number, entry)| (entry.failures, std::cmp::Reverse(**number)))?;
     victim.leaving = true;
     victim.leave.notify_one();
@@ -138,10 +159,12 @@ mod tests {
     fn a_source_makes_room_for_itself() {
         let admission = Arc::new(Admission::default());
         let flood: Vec<_> = (0..PER_SOURCE).map(|_| admission.admit(Group::User(1)).unwrap()).collect();
+        assert!(admission.admit(Group::User(1)).is_none(), "all have only come");
         flood[5].failed();
         let more = admission.admit(Group::User(1)).unwrap();
         assert_eq!(flood.iter().position(told_to_leave), Some(5), "the one with a wrong proof");
-        let _more = admission.admit(Group::User(1)).unwrap();
+        let later = Instant::now() + GRACE;
+        let _more = admission.admit_at(Group::User(1), later).unwrap();
         assert_eq!(flood.iter().position(told_to_leave), Some(0), "then the oldest");
         let other = admission.admit(Group::User(2)).unwrap();
         assert!(!told_to_leave(&other) && !told_to_leave(&more));
@@ -168,7 +191,8 @@ mod tests {
         held.iter().for_each(|t| t.set_busy(true));
         assert!(admission.admit(Group::User(1)).is_none());
         held[3].set_busy(false);
-        assert!(admission.admit(Group::User(1)).is_some());
+        assert!(admission.admit(Group::User(1)).is_none(), "nor one that has only come");
+        assert!(admission.admit_at(Group::User(1), Instant::now() + GRACE).is_some());
     }
 
     #[test]

@@ -47,6 +47,10 @@ macro_rules! need_kernel {
 /// Whether this machine is emulated, by how long it takes to start a program: 1 ms on iron, 5 ms on busy iron, 30 ms and more
 /// where it is.
 pub fn is_emulated() -> bool {
+    // QEMU's own processor says so. Others are found out by how long they take.
+    if std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|about| about.contains("QEMU TCG")) {
+        return true;
+    }
     const TRIES: u32 = 20;
     let start = Instant::now();
     for _ in 0..TRIES {

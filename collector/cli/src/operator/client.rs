@@ -14,7 +14,7 @@ use rustls::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream},
-    time::timeout,
+    time::{Instant, sleep, timeout},
 };
 use tokio_rustls::TlsConnector;
 
@@ -27,8 +27,9 @@ use super::{
 const CONNECT: Duration = Duration::from_secs(5);
 /// For an answer. Closing takes the host up to a second, its account files may be held for fifteen.
 const ANSWER: Duration = Duration::from_secs(30);
-/// Attempts at one request: a flooded host may end a connection to make room for another.
-const ATTEMPTS: usize = 3;
+/// How long, and with which pause, a host is tried that takes a connection and ends it before the answer, as one does that is flooded from here.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// A byte stream to an agent.
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -52,8 +53,9 @@ impl<'a> Client<'a> {
     /// worked off is then refused as used before, and never worked off twice.
     pub async fn ask(&mut self, request: Request) -> Result<Answer, Failure> {
         let message = framed(&ControlRequest { body: Some(request) });
-        let mut last = String::new();
-        for attempt in 0..ATTEMPTS {
+        let began = Instant::now();
+        let mut attempt = 0;
+        loop {
             let mut stream = match self.stream.take() {
                 Some(stream) => stream,
                 None => connect(self.target).await?,
@@ -70,11 +72,14 @@ impl<'a> Client<'a> {
                     self.stream = Some(stream);
                     return Ok(answer);
                 }
-                Ok(Err(error)) => last = error,
+                Ok(Err(_)) if began.elapsed() < PATIENCE => sleep(PAUSE).await,
+                Ok(Err(error)) => {
+                    return Err(self.failed(format!("the connection ended before the answer ({error}); try again")));
+                }
                 Err(_) => return Err(self.failed(format!("no answer within {} s", ANSWER.as_secs()))),
             }
+            attempt += 1;
         }
-        Err(self.failed(format!("the connection ended before the answer ({last}); try again")))
     }
 
     /// The answer was not of the kind that belongs to the request.
@@ -113,13 +118,43 @@ async fn exchange(stream: &mut Box<dyn Stream>, message: &[u8]) -> Result<Answer
     answer.body.ok_or_else(|| "the answer is empty".to_owned())
 }
 
+/// Why there is no connection.
+enum NotConnected {
+    /// The host ended it before it could be used; it may take the next one.
+    CutOff(Failure),
+    /// Another attempt would end like this one.
+    Failed(Failure),
+}
+
+impl From<Failure> for NotConnected {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
 async fn connect(target: &Target) -> Result<Box<dyn Stream>, Failure> {
+    let began = Instant::now();
+    loop {
+        match connect_once(target).await {
+            Ok(stream) => return Ok(stream),
+            Err(NotConnected::CutOff(_)) if began.elapsed() < PATIENCE => sleep(PAUSE).await,
+            Err(NotConnected::CutOff(failure) | NotConnected::Failed(failure)) => return Err(failure),
+        }
+    }
+}
+
+fn is_cut_off(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), ConnectionReset | ConnectionAborted | BrokenPipe | UnexpectedEof)
+}
+
+async fn connect_once(target: &Target) -> Result<Box<dyn Stream>, NotConnected> {
     let failed = |message: String| Failure::Connect { host: target.name.clone(), message };
     match &target.door {
         Door::Socket(path) => match timeout(CONNECT, UnixStream::connect(path)).await {
             Ok(Ok(stream)) => Ok(Box::new(stream)),
-            Ok(Err(error)) => Err(failed(format!("{}: {error}; is breakglass-agent running?", path.display()))),
-            Err(_) => Err(failed(format!("{}: no answer", path.display()))),
+            Ok(Err(error)) => Err(failed(format!("{}: {error}; is breakglass-agent running?", path.display())).into()),
+            Err(_) => Err(failed(format!("{}: no answer", path.display())).into()),
         },
         Door::Tls { address, ca } => {
             let config = tls(ca)?;
@@ -127,19 +162,26 @@ async fn connect(target: &Target) -> Result<Box<dyn Stream>, Failure> {
                 .map_err(|_| Failure::Usage(format!("{:?} cannot be the name in a certificate", target.name)))?;
             let stream = match timeout(CONNECT, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => stream,
-                Ok(Err(error)) => return Err(failed(format!("{address}: {error}"))),
-                Err(_) => return Err(failed(format!("{address}: no answer within {} s", CONNECT.as_secs()))),
+                Ok(Err(error)) if is_cut_off(&error) => {
+                    return Err(NotConnected::CutOff(failed(format!("{address}: {error}"))));
+                }
+                Ok(Err(error)) => return Err(failed(format!("{address}: {error}")).into()),
+                Err(_) => return Err(failed(format!("{address}: no answer within {} s", CONNECT.as_secs())).into()),
             };
             // Single small packets both ways; waiting to fill them costs 40 ms. Without it all still works.
             let _ = stream.set_nodelay(true);
             match timeout(CONNECT, TlsConnector::from(config).connect(name, stream)).await {
                 Ok(Ok(stream)) => Ok(Box::new(stream)),
+                Ok(Err(error)) if is_cut_off(&error) => Err(NotConnected::CutOff(failed(format!(
+                    "{address}: it ends every connection at once ({error}); it may be flooded: try again, from elsewhere if that is possible"
+                )))),
                 Ok(Err(error)) => Err(failed(format!(
                     "{address}: {error}; its certificate must carry the name {:?} and be signed by {}",
                     target.name,
                     ca.display()
-                ))),
-                Err(_) => Err(failed(format!("{address}: no TLS within {} s", CONNECT.as_secs()))),
+                ))
+                .into()),
+                Err(_) => Err(failed(format!("{address}: no TLS within {} s", CONNECT.as_secs())).into()),
             }
         }
     }
