@@ -5,9 +5,10 @@
 //! then the oldest. Clients connect anew when that hits them; a challenge is not tied to its connection. A connection whose
 //! request is being worked on is never ended.
 //!
-//! Of its own source a new connection does not push out one that came within [`GRACE`] and has sent nothing wrong: a flood of new ones would
-//! let none of them, the operator's neither, live long enough to shake hands and to prove anything. It is turned away at once, which costs next to
-//! nothing, and clients try again: there is room as often as one of the others has failed or had its time.
+//! Over TLS that is not enough: of a thousand new connections a second each would live for the few milliseconds until the next sixteen, too
+//! short to shake hands in, and the operator's would be one of them. So on that door there is a *grace*: within it a connection that has sent nothing
+//! wrong is not pushed out by others of its source. Those are turned away before TLS, which costs next to nothing, and clients try again. Over a
+//! Unix socket a request is there as soon as the connection is, and not everybody who connects tries again: there is no grace.
 
 use std::{
     collections::HashMap,
@@ -26,13 +27,15 @@ use super::source::Group;
 pub const PER_SOURCE: usize = 16;
 /// Most connections on one listener.
 pub const IN_ALL: usize = 64;
-/// How long a connection may take to prove something before others of its source push it out. Counted from its beginning, whatever it does: two
-/// ways there and back over a slow line, and the wait for its turn.
-pub const GRACE: Duration = Duration::from_millis(300);
 
-/// The connections of one listener.
+/// The grace over TLS: two ways there and back over a slow line, and the wait for a turn. It counts from the connection's beginning, whatever
+/// comes over it.
+pub const TLS_GRACE: Duration = Duration::from_millis(300);
+
+/// The connections of one listener; by default without a grace.
 #[derive(Default)]
 pub struct Admission {
+    grace: Duration,
     next: AtomicU64,
     /// By number; smaller is older.
     entries: Mutex<HashMap<u64, Entry>>,
@@ -55,12 +58,13 @@ pub struct Ticket {
 }
 
 impl Admission {
-    /// Lets a connection in, if need be at the cost of a waiting one; `None` where every other one is being worked on or has only come.
-    pub fn admit(self: &Arc<Self>, group: Group) -> Option<Ticket> {
-        self.admit_at(group, Instant::now())
+    /// With a grace.
+    pub fn with_grace(grace: Duration) -> Self {
+        Self { grace, ..Self::default() }
     }
 
-    fn admit_at(self: &Arc<Self>, group: Group, now: Instant) -> Option<Ticket> {
+    /// Lets a connection in, if need be at the cost of a waiting one; `None` where every other one is being worked on or has its grace.
+    pub fn admit(self: &Arc<Self>, group: Group) -> Option<Ticket> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let leave = Arc::new(Notify::new());
         let mut entries = self.entries();
@@ -72,21 +76,19 @@ impl Admission {
         for entry in entries.values().filter(|entry| !entry.leaving) {
             *counts.entry(entry.group).or_default() += 1;
         }
-        let had_its_time = |entry: &Entry| entry.failures > 0 || now.duration_since(entry.began) >= GRACE;
+        let had_its_time = |entry: &Entry| entry.failures > 0 || entry.began.elapsed() >= self.grace;
         if counts.get(&group).is_some_and(|n| *n >= PER_SOURCE) {
             evict(&mut entries, group, had_its_time)?;
         } else if counts.values().sum::<usize>() >= IN_ALL {
             let mut largest: Vec<(usize, Group)> = counts.into_iter().map(|(group, n)| (n, group)).collect();
             largest.sort_unstable_by(|a, b| b.cmp(a));
-            largest.into_iter().find_map(|(_, largest)| {
-                evict(&mut entries, largest, |entry| largest != group || had_its_time(entry))
-            })?;
+            largest
+                .into_iter()
+                .find_map(|(_, other)| evict(&mut entries, other, |entry| other != group || had_its_time(entry)))?;
         }
-        let began = now;
-        entries.insert(
-            number,
-            Entry { group, busy: false, leaving: false, failures: 0, began, leave: Arc::clone(&leave) },
-        );
+        let entry =
+            Entry { group, busy: false, leaving: false, failures: 0, began: Instant::now(), leave: Arc::clone(&leave) };
+        entries.insert(number, entry);
         Some(Ticket { admission: Arc::clone(self), number, leave })
     }
 
@@ -159,12 +161,10 @@ mod tests {
     fn a_source_makes_room_for_itself() {
         let admission = Arc::new(Admission::default());
         let flood: Vec<_> = (0..PER_SOURCE).map(|_| admission.admit(Group::User(1)).unwrap()).collect();
-        assert!(admission.admit(Group::User(1)).is_none(), "all have only come");
         flood[5].failed();
         let more = admission.admit(Group::User(1)).unwrap();
         assert_eq!(flood.iter().position(told_to_leave), Some(5), "the one with a wrong proof");
-        let later = Instant::now() + GRACE;
-        let _more = admission.admit_at(Group::User(1), later).unwrap();
+        let _more = admission.admit(Group::User(1)).unwrap();
         assert_eq!(flood.iter().position(told_to_leave), Some(0), "then the oldest");
         let other = admission.admit(Group::User(2)).unwrap();
         assert!(!told_to_leave(&other) && !told_to_leave(&more));
@@ -185,14 +185,39 @@ mod tests {
     }
 
     #[test]
+    fn a_grace_holds_against_the_own_source_until_something_wrong_came() {
+        let admission = Arc::new(Admission::with_grace(Duration::MAX));
+        let mut held: Vec<_> = (0..PER_SOURCE).map(|_| admission.admit(Group::User(1)).unwrap()).collect();
+        assert!(admission.admit(Group::User(1)).is_none());
+        held[3].failed();
+        held.push(admission.admit(Group::User(1)).unwrap());
+        assert_eq!(held.iter().position(told_to_leave), Some(3));
+        // Against others it does not hold.
+        for user in 2..5 {
+            held.extend((0..PER_SOURCE).map(|_| admission.admit(Group::User(user)).unwrap()));
+        }
+        let single = admission.admit(Group::User(100)).unwrap();
+        assert_eq!(held.iter().filter(|ticket| told_to_leave(ticket)).count(), 1);
+        assert!(!told_to_leave(&single));
+    }
+
+    #[test]
+    fn a_grace_ends() {
+        let admission = Arc::new(Admission::with_grace(Duration::from_millis(1)));
+        let held: Vec<_> = (0..PER_SOURCE).map(|_| admission.admit(Group::User(1)).unwrap()).collect();
+        std::thread::sleep(Duration::from_millis(1));
+        let _more = admission.admit(Group::User(1)).unwrap();
+        assert_eq!(held.iter().position(told_to_leave), Some(0));
+    }
+
+    #[test]
     fn work_is_not_interrupted() {
         let admission = Arc::new(Admission::default());
         let held: Vec<_> = (0..PER_SOURCE).map(|_| admission.admit(Group::User(1)).unwrap()).collect();
         held.iter().for_each(|t| t.set_busy(true));
         assert!(admission.admit(Group::User(1)).is_none());
         held[3].set_busy(false);
-        assert!(admission.admit(Group::User(1)).is_none(), "nor one that has only come");
-        assert!(admission.admit_at(Group::User(1), Instant::now() + GRACE).is_some());
+        assert!(admission.admit(Group::User(1)).is_some());
     }
 
     #[test]

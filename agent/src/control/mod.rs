@@ -30,7 +30,12 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use self::{
-    admission::Admission, code::CodeGrant, connection::Shared, cost::Checks, fold::Refusals, verifier::Verifier,
+    admission::{Admission, TLS_GRACE},
+    code::CodeGrant,
+    connection::Shared,
+    cost::Checks,
+    fold::Refusals,
+    verifier::Verifier,
 };
 pub use self::{listen::ControlError, source::Source};
 use crate::grant::{Refusal, VerifiedClose, VerifiedGrant};
@@ -226,7 +231,7 @@ async fn serve_tls<S: Sessions>(
     shared: Arc<Shared<S>>,
     mut shutdown: watch::Receiver<bool>,
 ) {
-    let admission = Arc::new(Admission::default());
+    let admission = Arc::new(Admission::with_grace(TLS_GRACE));
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {

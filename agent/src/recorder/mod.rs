@@ -129,7 +129,7 @@ pub struct RecorderStats {
     pub bytes: u64,
     /// Syncs that made them durable.
     pub commits: u64,
-    /// Last durable frame, and when it became so on the boot clock, nanoseconds; zeros before the first.
+    /// Last durable frame, and when it became so on the boot clock, nanoseconds; 0 where that was before.
     pub durable: (u64, u64),
     /// Kernel events of a session that has no name.
     pub unnamed: u64,
@@ -199,6 +199,7 @@ impl Recorder {
         let end = spool.durable();
         let (publish, durable) = watch::channel((end.seq, end.hash));
         let shared = Arc::new(Shared::default());
+        shared.stats().durable = (end.seq, 0);
         shared.reach.begin(spool.next().stream_id, clock::boot_id(), (end.seq, end.hash));
         for (slot, session) in names {
             shared.names.set(*slot, *session);

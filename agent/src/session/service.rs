@@ -197,9 +197,8 @@ impl Service {
             let spool = self.spool.lock().unwrap_or_else(PoisonError::into_inner);
             (status.spool_frames, status.spool_bytes) = spool.backlog();
             status.spool_in_memory.clone_from(&self.facts.spool_in_memory);
-            status.last_seq = spool.durable().seq;
         }
-        (status.durable_seq, status.durable_boot_ns) = self.recorder.stats().durable;
+        (status.last_seq, status.durable_boot_ns) = self.recorder.stats().durable;
         if let Some(shipping) = &self.shipping {
             let shipping = shipping.status();
             status.acked_seq = shipping.acked_seq;

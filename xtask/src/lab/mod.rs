@@ -60,6 +60,9 @@ pub struct LabArgs {
     /// Seconds that one test may take.
     #[arg(long, value_name = "SECONDS", default_value_t = TEST_TIMEOUT_SECONDS)]
     test_timeout: u64,
+    /// Run on every kernel also what rests on the guest's own programs and usually runs on one of them.
+    #[arg(long)]
+    everywhere: bool,
     /// Tests to run: those with one of these in "suite::name".
     #[arg(value_name = "TEST-FILTER")]
     filters: Vec<String>,
@@ -103,7 +106,7 @@ const USUAL_SUITES: &[&str] = &["lab", "kernel_live", "bypass"];
 /// they compute while the others wait and the other way round.
 const IDLE_SUITE: &str = "kernel_live";
 
-/// Emulated, side by side on two processors that do nothing else, the guests take some twenty to twenty-five.
+/// Emulated, side by side on two processors that do nothing else, the guests take some thirty.
 const TIMEOUT_MINUTES: u64 = 40;
 
 /// Enough for the slowest test, twice.
@@ -176,7 +179,15 @@ fn shell_script() -> String {
 pub fn usual() -> Result<Count> {
     let boot = BootArgs { kernel: ALL.into(), tier: Tier::Full, accel: Accelerator::Auto };
     let (timeout, test_timeout) = (TIMEOUT_MINUTES, TEST_TIMEOUT_SECONDS);
-    let args = LabArgs { command: None, boot, suites: Vec::new(), timeout, test_timeout, filters: Vec::new() };
+    let args = LabArgs {
+        command: None,
+        boot,
+        suites: Vec::new(),
+        timeout,
+        test_timeout,
+        everywhere: false,
+        filters: Vec::new(),
+    };
     Ok(run_kernels(&args)?.0)
 }
 
@@ -329,11 +340,12 @@ fn test_script(args: &LabArgs, suites: &[String], filters: &[String], kernel: Ke
         "#!/bin/sh\n\
          if [ -e {started} ] && [ ! -e {resume} ]; then echo 'LAB ERROR the guest crashed and booted anew'; exit; fi\n\
          touch {started}; sync {started}\n\
-         export BREAKGLASS_LAB_KERNEL={} BREAKGLASS_LAB_TIER={} BREAKGLASS_BIN_DIR=/lab/bin RUST_BACKTRACE=1\n\
+         export BREAKGLASS_LAB_KERNEL={} BREAKGLASS_LAB_TIER={} BREAKGLASS_BIN_DIR=/lab/bin RUST_BACKTRACE=1{everywhere}\n\
          /lab/bin/xtask lab guest --test-timeout {}{suites} --{filters} || echo \"LAB ERROR the tests could not be run\"\n",
         kernel.name,
         args.boot.tier.name(),
         args.test_timeout,
+        everywhere = if args.everywhere { " BREAKGLASS_LAB_EVERYWHERE=1" } else { "" },
         started = runner::STARTED,
         resume = runner::RESUME,
     )
@@ -435,6 +447,9 @@ mod tests {
         let script = test_script(&args, &["lab".into()], &args.filters, KERNELS[1]);
         assert!(script.contains(r"--test-timeout 9 --suite 'lab' -- 'it'\''s' ||"), "{script}");
         assert!(script.contains("BREAKGLASS_LAB_KERNEL=6.12 BREAKGLASS_LAB_TIER=full"), "{script}");
+        assert!(!script.contains("EVERYWHERE"), "{script}");
+        let script = test_script(&parse("lab --everywhere"), &[], &[], KERNELS[0]);
+        assert!(script.contains(" BREAKGLASS_LAB_EVERYWHERE=1\n"), "{script}");
     }
 
     #[test]

@@ -105,7 +105,7 @@ fn watch(mut control: Control, over: &AtomicBool) -> Result<Looks> {
     };
     while !over.load(Ordering::SeqCst) {
         let status = control.status()?;
-        note(&mut looks.durable, Look { frame: status.durable_seq, boot_ns: status.durable_boot_ns });
+        note(&mut looks.durable, Look { frame: status.last_seq, boot_ns: status.durable_boot_ns });
         note(&mut looks.acknowledged, Look { frame: status.acked_seq, boot_ns: status.acked_boot_ns });
         thread::sleep(LOOK);
     }
