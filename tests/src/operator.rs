@@ -48,7 +48,18 @@ impl Stack {
 
     /// Breaks the glass for `ttl`.
     pub fn open(&self, reason: &str, ttl: &str) -> Result<Opened> {
-        let output = self.open_output(&["--reason", reason, "--ttl", ttl])?;
+        self.opened_by(&["--reason", reason, "--ttl", ttl])
+    }
+
+    /// The same, over the agent's Unix socket.
+    pub fn open_over_socket(&self, reason: &str, ttl: &str) -> Result<Opened> {
+        let socket = self.socket();
+        let socket = socket.to_str().context("a path that is not text")?;
+        self.opened_by(&["--socket", socket, "--reason", reason, "--ttl", ttl])
+    }
+
+    fn opened_by(&self, arguments: &[&str]) -> Result<Opened> {
+        let output = self.open_output(arguments)?;
         ensure!(
             output.status.success(),
             "open failed ({}): {}{}",

@@ -63,6 +63,8 @@ pub enum Entry {
     Path(PathBuf),
     /// A mount.
     Mount(PathBuf),
+    /// The kernel's audit, off and without rules before.
+    Audit,
 }
 
 /// How long a step that was written down already may take to come true; `useradd` is the slowest.
@@ -220,6 +222,10 @@ fn take_back(entry: &Entry) -> Result<()> {
             Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => Ok(()),
             Err(error) => Err(error.into()),
         },
+        Entry::Audit => {
+            machine::run(Command::new("auditctl").args(["-e", "0"]))?;
+            machine::run(Command::new("auditctl").arg("-D")).map(drop)
+        }
     }
 }
 
@@ -372,6 +378,7 @@ mod tests {
             Entry::Account("bgt-x".into()),
             Entry::Path("/etc/sudoers.d/bgt-x".into()),
             Entry::Mount("/var/lib/x".into()),
+            Entry::Audit,
         ] {
             let line = serde_json::to_string(&entry).unwrap();
             assert_eq!(serde_json::from_str::<Entry>(&line).unwrap(), entry);

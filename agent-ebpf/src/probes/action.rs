@@ -73,11 +73,39 @@ const AF_UNIX: u16 = 1;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 
+/// How a call becomes a record; 0 for one that the list has no kind for.
+#[inline(always)]
+fn shape_of(call: u16) -> u64 {
+    let code = masked::<{ ROWS_MAX as u64 - 1 }>(u64::from(call));
+    unsafe { core::ptr::read_volatile((&raw const HOW).cast::<u64>().add(code as usize)) }
+}
+
+/// Whether one look tells that a call is not worth a record. That comes before everything dearer: a program that starts makes a dozen of
+/// them, to map its libraries.
+#[inline(always)]
+pub fn is_idle(task: Task, regs: Address, call: u16, result: i64) -> bool {
+    let shape = shape_of(call);
+    let special = (shape >> Shape::SPECIAL) as u8;
+    if special == Special::Map as u8 || special == Special::Protect as u8 {
+        // The third argument, in either way to call.
+        return load::<u64>(regs, offset!(regs_dx)) & PROT_EXEC == 0;
+    }
+    if special == Special::Open as u8 {
+        return result < 0 || only_reads(task, result as u64);
+    }
+    false
+}
+
+#[inline(always)]
+fn only_reads(task: Task, descriptor: u64) -> bool {
+    let Some(file) = descriptor::file(task, descriptor, Site::ReadAction) else { return false };
+    peek::<u32>(file, offset!(file_mode), Site::ReadAction).is_some_and(|mode| mode & FMODE_WRITE == 0)
+}
+
 /// At the exit of a call that the list has a kind for.
 #[inline(always)]
 pub fn finished(task: Task, regs: Address, call: u16, compat: bool, result: i64) {
-    let code = masked::<{ ROWS_MAX as u64 - 1 }>(u64::from(call));
-    let shape = unsafe { core::ptr::read_volatile((&raw const HOW).cast::<u64>().add(code as usize)) };
+    let shape = shape_of(call);
     if result < 0 && result >= -4095 && shape >> Shape::REFUSED & 1 == 0 {
         return;
     }
@@ -197,15 +225,12 @@ pub(super) fn send(draft: Draft, kind: u16, who: Identity, scope: Scope) {
     emit::send(envelope, draft.slot.record(), len, 0);
 }
 
-/// Whether a call may be worth a record, by its arguments alone.
+/// Whether a call may be worth a record, by more of its arguments.
 #[inline(always)]
 fn worth_a_look(draft: Draft, special: u8) -> bool {
     let first = draft.argument(1);
     if special == Special::CloneFlags as u8 {
         return first & CLONE_NEW != 0;
-    }
-    if special == Special::Map as u8 || special == Special::Protect as u8 {
-        return draft.argument(3) & PROT_EXEC != 0;
     }
     if special == Special::Ioctl as u8 {
         let request = draft.argument(2) & 0xffff_ffff;
@@ -221,7 +246,7 @@ fn worth_a_look(draft: Draft, special: u8) -> bool {
 #[inline(always)]
 fn wanted(draft: Draft, task: Task, who: Identity, scope: Scope, special: u8, file: u64, result: i64) -> bool {
     if special == Special::Open as u8 {
-        return file != 0 && opened_for_writing(draft, file);
+        return file != 0 && keeps_what_is_written(draft, file);
     }
     if special == Special::CloneStruct as u8 {
         let flags: u64 = from_user(draft.argument(1));
@@ -304,11 +329,7 @@ fn file_of(draft: Draft, task: Task, descriptor: u64) -> Option<u64> {
 
 /// Terminals, and what takes everything and keeps nothing, are left out.
 #[inline(always)]
-fn opened_for_writing(draft: Draft, file: u64) -> bool {
-    let mode: u32 = peek(file, offset!(file_mode), Site::ReadAction).unwrap_or(FMODE_WRITE);
-    if mode & FMODE_WRITE == 0 {
-        return false;
-    }
+fn keeps_what_is_written(draft: Draft, file: u64) -> bool {
     if unsafe { (*draft.action).mode } & TYPE_MASK != CHARACTER {
         return true;
     }

@@ -183,6 +183,9 @@ fn finished(regs: Address, decoded: Decoded, result: i64) {
         return;
     }
     let task = Task::current();
+    if action::is_idle(task, regs, decoded.call, result) {
+        return;
+    }
     let Some(call) = Call::note(regs, decoded) else { return };
     match call.code() {
         calls::READ | calls::READ_VECTOR | calls::WRITE | calls::WRITE_VECTOR => {

@@ -160,19 +160,11 @@ fn during(flood: &Flood<'_>, effort: Effort) -> Result<Measured> {
     for _ in 0..effort.runs(OPENINGS) {
         let start = Instant::now();
         let opened = match way {
-            Way::Socket => {
-                // From the same user, over a connection of its own. The command would try again as well.
-                let mut opened = None;
-                poll::until_true("a right proof to be taken", poll::SOON, || {
-                    opened = right_proof(stack).ok();
-                    Ok(opened.is_some())
-                })?;
-                opened.context("no answer")?
-            }
-            Way::NewTls => stack.open("in the flood", "10m")?.agent_us,
+            Way::Socket => stack.open_over_socket("in the flood", "10m")?,
+            Way::NewTls => stack.open("in the flood", "10m")?,
         };
         measured.whole_ms.push(start.elapsed().as_secs_f64() * 1000.0);
-        measured.agent_ms.push(opened as f64 / 1000.0);
+        measured.agent_ms.push(opened.agent_us as f64 / 1000.0);
         poll::until_true("the session to be closed", poll::SOON, || {
             Ok(stack.control().and_then(|mut control| control.close()).is_ok())
         })?;
@@ -181,14 +173,6 @@ fn during(flood: &Flood<'_>, effort: Effort) -> Result<Measured> {
         })?;
     }
     Ok(measured)
-}
-
-/// Opens by a right proof. Microseconds that the agent took.
-fn right_proof(stack: &Stack) -> Result<u64> {
-    let mut control = stack.control()?;
-    let proof = prove(&request(&control.challenge()?, OPERATOR, "in the flood", 600)?, &stack.key())?;
-    let opened = control.open(&proof.text, &proof.signature)?;
-    Ok(opened.map_err(|refused| anyhow::anyhow!("{}: {}", refused.code, refused.message))?.agent_us)
 }
 
 /// A signature that everybody can have who has seen one by somebody who is listed.

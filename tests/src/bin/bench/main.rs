@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod auditd;
 mod exec;
 mod figure;
 mod flood;
