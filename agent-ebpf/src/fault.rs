@@ -10,9 +10,17 @@ static FAULTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(SITES * FAULT_ER
 /// Counts one failure. `error` is a negative errno.
 #[inline(always)]
 pub fn count(site: Site, error: i64) {
+    count_fault(site as u32, error);
+}
+
+/// A global function, as those of [`crate::guard`]: behind it the paths of what failed and what did not meet again.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn count_fault(site: u32, error: i64) -> u32 {
     let errno = error.unsigned_abs();
     let column = if errno < u64::from(FAULT_ERRNOS) { errno as u32 } else { FAULT_ERRNOS - 1 };
-    if let Some(counter) = FAULTS.get_ptr_mut(site as u32 * FAULT_ERRNOS + column) {
+    if let Some(counter) = FAULTS.get_ptr_mut(site * FAULT_ERRNOS + column) {
         unsafe { *counter = (*counter).wrapping_add(1) };
     }
+    0
 }

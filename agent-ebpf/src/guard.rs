@@ -52,8 +52,12 @@ pub const ALLOW: i32 = 0;
 /// What it returns to refuse: `-EPERM`.
 pub const REFUSE: i32 = -1;
 
-/// Reads eight bytes of the kernel's; 0 where they cannot be read, which is counted. A function of its own, as are the next ones:
-/// there are dozens of programs that would each have their copy.
+// Functions whose names are seen outside are what the kernel calls global: it verifies each once and by itself, rather than at every call
+// with all that is known there, of which every combination is a path of its own (kernel/bpf/btf.c, `btf_prepare_func_args`). They take
+// numbers and pointers to memory, which they have to hold against null, and the caller knows nothing of what they give.
+
+/// Reads eight bytes of the kernel's; 0 where they cannot be read, which is counted. A function of its own: there are dozens of programs
+/// that would each have their copy. Not a global one, as the verifier knows the types of some addresses, and those take numbers only.
 #[inline(never)]
 pub fn word(address: u64) -> u64 {
     match unsafe { bpf_probe_read_kernel(address as *const u64) } {
@@ -97,8 +101,11 @@ impl Actor {
     /// Who runs now. `None` for the agent, and where programs of another load judge.
     #[inline(always)]
     pub fn current() -> Option<Self> {
-        let mut actor = Self { who: Identity { tgid: 0, tid: 0, start_ns: 0 }, slot: 0, tagged: false, open: false };
-        if find_actor(&mut actor) { Some(actor) } else { None }
+        let mut found = Found { who: Identity { tgid: 0, tid: 0, start_ns: 0 }, slot: 0, tagged: 0, open: 0, reserved: 0 };
+        if guard_actor(&mut found) == 0 {
+            return None;
+        }
+        Some(Self { who: found.who, slot: found.slot, tagged: found.tagged != 0, open: found.open != 0 })
     }
 
     /// Tells the attempt.
@@ -130,21 +137,37 @@ impl Actor {
     }
 }
 
+/// An [`Actor`] as it is handed out of the function that finds it.
+#[repr(C)]
+struct Found {
+    who: Identity,
+    slot: u32,
+    tagged: u32,
+    open: u32,
+    reserved: u32,
+}
+
 /// Whether somebody is judged now, and who.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn find_actor(actor: &mut Actor) -> bool {
-    if !scope::works_at_functions() {
-        return false;
+extern "C" fn guard_actor(found: *mut Found) -> u32 {
+    if found.is_null() || !scope::works_at_functions() {
+        return 0;
     }
     let task = Task::current();
     let who = task.identity();
     let slot = scope::tagged(who);
     let open = scope::open_slot();
     if is_agent(task, who, slot.is_some(), open != 0) {
-        return false;
+        return 0;
     }
-    *actor = Actor { who, slot: slot.unwrap_or(open), tagged: slot.is_some(), open: open != 0 };
-    true
+    unsafe {
+        (*found).who = who;
+        (*found).slot = slot.unwrap_or(open);
+        (*found).tagged = u32::from(slot.is_some());
+        (*found).open = u32::from(open != 0);
+    }
+    1
 }
 
 /// Whether a task is the agent, or becomes it: after the end of the last one, whoever executes the same program while a session
@@ -187,6 +210,7 @@ pub fn call_number() -> Option<u32> {
 
 /// Where a dentry lies among what is guarded: `GUARD_` bits.
 #[derive(Clone, Copy)]
+#[repr(C)]
 pub struct Place {
     /// Of itself.
     pub own: u32,
@@ -245,14 +269,26 @@ struct Climb {
 #[inline(always)]
 pub fn place(dentry: u64) -> Place {
     let mut place = Place::NONE;
-    find_place(dentry, &mut place);
+    guard_place(plain(dentry), &mut place);
     place
 }
 
+/// An address of which the verifier does not know that it is one: copied by a helper, from the stack to the stack.
+#[inline(always)]
+fn plain(address: u64) -> u64 {
+    let mut known = 0_u64;
+    unsafe { core::ptr::write_volatile(&raw mut known, address) };
+    word(&raw const known as u64)
+}
+
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn find_place(dentry: u64, place: &mut Place) -> u32 {
+extern "C" fn guard_place(dentry: u64, place: *mut Place) -> u32 {
+    if place.is_null() {
+        return 0;
+    }
     if let Some(found) = look_up(dentry) {
-        *place = found;
+        unsafe { *place = found };
     }
     0
 }

@@ -44,12 +44,23 @@ pub struct Attempted {
     pub how: u32,
 }
 
-/// Puts it on the audit ring. A function of its own: a security hook has room for one copy, and there are dozens of them.
-#[inline(never)]
+/// Puts it on the audit ring.
+#[inline(always)]
 pub fn tell(attempted: &Attempted) {
+    guard_tell(attempted);
+}
+
+/// A global function, as those of [`crate::guard`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn guard_tell(attempted: *const Attempted) -> u32 {
+    if attempted.is_null() {
+        return 0;
+    }
+    let attempted = unsafe { &*attempted };
     let untold = due(attempted);
     if untold == NOT_DUE {
-        return;
+        return 0;
     }
     // On the stack: programs at security hooks can be interrupted by each other.
     let mut refusal = Refusal {
@@ -80,7 +91,7 @@ pub fn tell(attempted: &Attempted) {
         who: attempted.who,
         yields: true,
     };
-    emit::send(envelope, (&raw mut refusal).cast(), Refusal::SIZE as u64, 0);
+    u32::from(emit::send(envelope, (&raw mut refusal).cast(), Refusal::SIZE as u64, 0))
 }
 
 /// What [`due`] gives for an attempt that is not told.
