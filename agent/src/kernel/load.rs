@@ -40,9 +40,8 @@ pub struct Sizes {
     pub tags: u32,
 }
 
-/// Loads everything that is used into `pins` and attaches nothing.
-pub fn load(pins: &Pins, plan: &Plan<'_>, types: &AyaBtf) -> Result<(), KernelError> {
-    let mut ebpf = create(plan)?;
+/// Loads everything that is used into `pins`, of what was made by this plan, and attaches nothing. What is loaded already stays so.
+pub fn load(pins: &Pins, plan: &Plan<'_>, mut ebpf: Ebpf, types: &AyaBtf) -> Result<(), KernelError> {
     for name in maps::NAMES {
         let map = ebpf.map_mut(name).ok_or(KernelError::Argument("the embedded object lacks a map"))?;
         map.pin(pins.map(name)).map_err(|e| KernelError::pin("cannot pin", pins.map(name), e))?;
@@ -106,8 +105,11 @@ pub fn create(plan: &Plan<'_>) -> Result<Ebpf, KernelError> {
 /// `do_check`), and nothing is wrong then.
 const LOAD_ATTEMPTS: u32 = 40;
 
-/// Verifies a program; nothing runs yet.
+/// Verifies a program, unless it is loaded; nothing runs yet.
 pub fn load_program(ebpf: &mut Ebpf, program: &Program, btf: &AyaBtf) -> Result<(), KernelError> {
+    if find(ebpf, program)?.fd().is_ok() {
+        return Ok(());
+    }
     let mut result = load_once(ebpf, program, btf)?;
     for attempt in 1..LOAD_ATTEMPTS {
         match &result {

@@ -29,7 +29,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::Btf as AyaBtf;
+use aya::{Btf as AyaBtf, Ebpf};
 use breakglass_abi::{
     Ring, Settings,
     settings::{NO_UID, SETTING_DENY, SETTING_KILL_UNGRANTED, SETTING_NO_URING},
@@ -108,6 +108,15 @@ impl Options {
             belongings: Belongings::default(),
             build: None,
         }
+    }
+
+    /// What may be used of the kernel.
+    fn means(&self) -> Means {
+        Means { function_exits: self.maximum_tier >= Tier::Trace, security_hooks: self.maximum_tier >= Tier::Full }
+    }
+
+    fn above_maximum(&self) -> Verdict {
+        Verdict::Refused(format!("kernel.maximum_tier is {}", self.maximum_tier))
     }
 
     fn pins(&self) -> Pins {
@@ -302,11 +311,12 @@ impl Kernel {
 
     /// Detaches and unloads everything: recording ends.
     pub fn unload(self) -> Result<(), KernelError> {
-        let Self { pins, heart, .. } = self;
-        let removed = pins.remove();
-        // It beats until nothing is left that would miss it.
+        let Self { pins, heart, mut maps, .. } = self;
+        // Or it would take back what they are told.
         drop(heart);
-        removed
+        // From here they do nothing. The kernel needs seconds to let go of dozens of them, for which they would go on refusing.
+        let told = maps.settings().and_then(|told| maps.set_settings(Settings { load: 0, load_before: 0, ..told }));
+        pins.remove().and(told)
     }
 
     fn session_programs(&self) -> impl Iterator<Item = &'static object::Program> + use<> {
@@ -351,16 +361,38 @@ struct Verdicts {
 }
 
 impl Verdicts {
-    /// What can be used, and may.
-    fn find(options: &Options, offsets: &[u32], types: &AyaBtf) -> Self {
-        let (function_exits, security_hooks) = probe::trials(offsets, types);
-        let within = |tier: Tier, verdict: Verdict| {
-            if options.maximum_tier < tier {
-                return Verdict::Refused(format!("kernel.maximum_tier is {}", options.maximum_tier));
-            }
-            verdict
+    /// What can be used, and may, of what was made for all that may.
+    fn find(options: &Options, ebpf: &mut Ebpf, types: &AyaBtf) -> Self {
+        let may = options.means();
+        let function_exits = may.function_exits.then(|| probe::function_exits(ebpf, types));
+        let security_hooks = may.security_hooks.then(|| probe::security_hooks(ebpf, types));
+        Self {
+            function_exits: function_exits.unwrap_or_else(|| options.above_maximum()),
+            security_hooks: security_hooks.unwrap_or_else(|| options.above_maximum()),
+        }
+    }
+
+    /// The same of what was loaded with these means before. Only what could be better is tried.
+    fn of_loaded(options: &Options, means: Means) -> Self {
+        let may = options.means();
+        let known = |loaded: bool, may: bool| match (loaded, may) {
+            (true, _) => Some(Verdict::Works),
+            (false, false) => Some(options.above_maximum()),
+            (false, true) => None,
         };
-        Self { function_exits: within(Tier::Trace, function_exits), security_hooks: within(Tier::Full, security_hooks) }
+        let function_exits = known(means.function_exits, may.function_exits);
+        let function_exits =
+            function_exits.map(|verdict| if means.function_exits { probe::run_at_functions() } else { verdict });
+        match (function_exits, known(means.security_hooks, may.security_hooks)) {
+            (Some(function_exits), Some(security_hooks)) => Self { function_exits, security_hooks },
+            (exits, hooks) => match probe::offsets().and_then(|offsets| Ok((offsets, load::types()?))) {
+                Ok((offsets, types)) => {
+                    let (tried_exits, tried_hooks) = probe::trials(&offsets, &types);
+                    Self { function_exits: exits.unwrap_or(tried_exits), security_hooks: hooks.unwrap_or(tried_hooks) }
+                }
+                Err(error) => Self::unknown(&error.to_string()),
+            },
+        }
     }
 
     fn unknown(why: &str) -> Self {
@@ -404,10 +436,7 @@ fn take_over(pins: &Pins, options: &Options) -> Result<Option<Started>, KernelEr
     if heart.health().blind().tracepoints {
         return Err(KernelError::Argument("they are attached and do not run"));
     }
-    let verdicts = match probe::offsets().and_then(|offsets| Ok((offsets, load::types()?))) {
-        Ok((offsets, types)) => Verdicts::find(options, &offsets, &types),
-        Err(error) => Verdicts::unknown(&error.to_string()),
-    };
+    let verdicts = Verdicts::of_loaded(options, means);
     Ok(Some(Started { means, verdicts, took_over: true, heart }))
 }
 
@@ -415,44 +444,57 @@ fn take_over(pins: &Pins, options: &Options) -> Result<Option<Started>, KernelEr
 fn load_new(pins: &Pins, options: &Options) -> Result<Started, KernelError> {
     let offsets = probe::offsets()?;
     let types = load::types()?;
-    let mut verdicts = Verdicts::find(options, &offsets, &types);
-    match load_with(pins, options, &offsets, &types, verdicts.means()) {
+    let predecessor = pins.predecessor();
+    let plan = |means| Plan {
+        offsets: &offsets,
+        means,
+        load: number_of_load(),
+        sizes: options.sizes(),
+        maps_of: predecessor.as_ref(),
+    };
+    // What is tried is used on where it can be: to make maps, and to verify, takes most of the time of a start.
+    let mut best = plan(options.means());
+    let mut ebpf = load::create(&best)?;
+    let mut verdicts = Verdicts::find(options, &mut ebpf, &types);
+    if verdicts.means().function_exits == best.means.function_exits {
+        best.means = verdicts.means();
+    } else {
+        best = plan(verdicts.means());
+        ebpf = load::create(&best)?;
+    }
+    let loaded = match load_with(pins, options, &best, ebpf, &types) {
         Err(KernelError::Program { program, hook, source })
             if PROGRAMS.iter().any(|known| known.name == program && known.attached == Attached::Guard) =>
         {
             let why = probe::with_causes(&KernelError::Program { program, hook, source });
             tracing::error!(why, "this host is not guarded");
             verdicts.security_hooks = Verdict::Refused(why);
-            let (took_over, heart) = load_with(pins, options, &offsets, &types, verdicts.means())?;
-            Ok(Started { means: verdicts.means(), verdicts, took_over, heart })
+            let unguarded = plan(verdicts.means());
+            load_with(pins, options, &unguarded, load::create(&unguarded)?, &types)
         }
-        loaded => {
-            let (took_over, heart) = loaded?;
-            Ok(Started { means: verdicts.means(), verdicts, took_over, heart })
-        }
-    }
+        loaded => loaded,
+    };
+    Ok(Started { means: verdicts.means(), verdicts, took_over: predecessor.is_some(), heart: loaded? })
 }
 
-/// Loads them into a folder that gets its name once everything in it works. Whether they go on where others were.
+/// Loads them into a folder that gets its name once everything in it works.
 fn load_with(
     pins: &Pins,
     options: &Options,
-    offsets: &[u32],
+    plan: &Plan<'_>,
+    ebpf: Ebpf,
     types: &AyaBtf,
-    means: Means,
-) -> Result<(bool, Heart), KernelError> {
-    let predecessor = pins.predecessor();
-    // Its programs must not find the agent stopped while this one loads.
-    let heart = predecessor.as_ref().map(|pins| beat(pins, options, means)).transpose()?;
+) -> Result<Heart, KernelError> {
+    // Programs of an earlier load must not find the agent stopped while this one loads.
+    let heart = plan.maps_of.map(|pins| beat(pins, options, plan.means)).transpose()?;
     let filling = pins.begin()?;
-    let plan = Plan { offsets, means, load: number_of_load(), sizes: options.sizes(), maps_of: predecessor.as_ref() };
-    let loaded = load::load(&filling, &plan, types).and_then(|()| begin(&filling, options, &plan, heart));
+    let loaded = load::load(&filling, plan, ebpf, types).and_then(|()| begin(&filling, options, plan, heart));
     match loaded {
         Ok(heart) => {
             filling.finish(pins)?;
             // Known by the names that they have now.
             heart.renamed(pins);
-            Ok((predecessor.is_some(), heart))
+            Ok(heart)
         }
         Err(error) => {
             if let Err(left) = filling.remove() {

@@ -65,29 +65,32 @@ pub fn offsets() -> Result<Vec<u32>, KernelError> {
 /// Whether programs at function exits, and at security hooks, load and, as far as can be read, run.
 pub fn trials(offsets: &[u32], types: &AyaBtf) -> (Verdict, Verdict) {
     match Trial::new(offsets, types, true) {
-        Ok(mut trial) => (function_exits(&mut trial), security_hooks(&mut trial)),
+        Ok(Trial { mut ebpf, types }) => (function_exits(&mut ebpf, types), security_hooks(&mut ebpf, types)),
         Err(why) => (Verdict::Unknown(why.clone()), Verdict::Unknown(why)),
     }
 }
 
-fn function_exits(trial: &mut Trial<'_>) -> Verdict {
+/// Whether programs at function exits load into maps that were made for them, and run.
+pub fn function_exits(ebpf: &mut Ebpf, types: &AyaBtf) -> Verdict {
     let needed = |program: &&Program| program.attached == Attached::InSessionTrace && !program.optional;
-    let mut verdicts = PROGRAMS.iter().filter(needed).map(|program| trial.verify(program).0);
-    match verdicts.find(|verdict| *verdict != Verdict::Works) {
-        Some(verdict) => verdict,
-        None => match fs::read_to_string(FTRACE_SWITCH) {
-            Ok(text) if text.trim() == "0" => {
-                Verdict::Refused("kernel.ftrace_enabled is 0: they would load and never run".into())
-            }
-            Ok(_) => Verdict::Works,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Verdict::Works,
-            Err(error) => Verdict::Unknown(format!("cannot read {FTRACE_SWITCH}: {error}")),
-        },
+    let mut verdicts = PROGRAMS.iter().filter(needed).map(|program| verify(ebpf, types, program));
+    verdicts.find(|verdict| *verdict != Verdict::Works).unwrap_or_else(run_at_functions)
+}
+
+/// Whether those that are loaded run, as far as can be read.
+pub fn run_at_functions() -> Verdict {
+    match fs::read_to_string(FTRACE_SWITCH) {
+        Ok(text) if text.trim() == "0" => {
+            Verdict::Refused("kernel.ftrace_enabled is 0: they would load and never run".into())
+        }
+        Ok(_) => Verdict::Works,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Verdict::Works,
+        Err(error) => Verdict::Unknown(format!("cannot read {FTRACE_SWITCH}: {error}")),
     }
 }
 
-/// One stands for all; those that a kernel lacks are found when they are loaded.
-fn security_hooks(trial: &mut Trial<'_>) -> Verdict {
+/// Whether programs at security hooks load. One stands for all; those that a kernel lacks are found when they are loaded.
+pub fn security_hooks(ebpf: &mut Ebpf, types: &AyaBtf) -> Verdict {
     match lsm::has_bpf() {
         Ok(Ok(())) => {}
         Ok(Err(list)) => {
@@ -98,7 +101,14 @@ fn security_hooks(trial: &mut Trial<'_>) -> Verdict {
         Err(error) => return Verdict::Unknown(format!("cannot read which security modules are active: {error}")),
     }
     let one = PROGRAMS.iter().find(|program| program.attached == Attached::Guard);
-    one.map_or(Verdict::Works, |program| trial.verify(program).0)
+    one.map_or(Verdict::Works, |program| verify(ebpf, types, program))
+}
+
+fn verify(ebpf: &mut Ebpf, types: &AyaBtf, program: &Program) -> Verdict {
+    match load::load_program(ebpf, program, types) {
+        Ok(()) => Verdict::Works,
+        Err(error) => Verdict::Refused(with_causes(&error)),
+    }
 }
 
 /// Maps, and the kernel's types: made once for many programs, since both take longer than a program.
@@ -117,9 +127,9 @@ impl<'a> Trial<'a> {
 
     /// What the kernel says to a program, and what it cost to verify.
     fn verify(&mut self, program: &Program) -> (Verdict, Option<u32>) {
-        match load::load_program(&mut self.ebpf, program, self.types) {
-            Ok(()) => (Verdict::Works, load::verified_instructions(&mut self.ebpf, program)),
-            Err(error) => (Verdict::Refused(with_causes(&error)), None),
+        match verify(&mut self.ebpf, self.types, program) {
+            Verdict::Works => (Verdict::Works, load::verified_instructions(&mut self.ebpf, program)),
+            verdict => (verdict, None),
         }
     }
 }
