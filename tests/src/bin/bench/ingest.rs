@@ -31,9 +31,9 @@ use crate::{
     figure::{Budget, Figure},
 };
 
-/// Frames sent, and programs in each; a program is three events.
-const FRAMES: u64 = 400;
-const PROGRAMS: u64 = 500;
+/// Frames sent, and programs in each, as an agent makes them of a thousand programs a second; a program is three events.
+const FRAMES: u64 = 16_000;
+const PROGRAMS: u64 = 12;
 
 /// Frames that may be under way without an acknowledgement, as an agent bounds them.
 const WINDOW: usize = 64;
