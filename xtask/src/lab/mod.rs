@@ -106,7 +106,7 @@ const USUAL_SUITES: &[&str] = &["lab", "kernel_live", "bypass"];
 /// they compute while the others wait and the other way round.
 const IDLE_SUITE: &str = "kernel_live";
 
-/// Emulated, side by side on two processors that do nothing else, the guests take some thirty.
+/// Emulated, side by side on two processors that do nothing else, the guests take some twenty-six.
 const TIMEOUT_MINUTES: u64 = 40;
 
 /// Enough for the slowest test, twice.
