@@ -1,6 +1,6 @@
 //! What this machine has, and what runs on it.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
 use anyhow::{Context, Result, bail};
 use nix::{
@@ -85,6 +85,15 @@ pub fn mount_memory_disk(folder: &Path, size: &str) -> Result<()> {
     let options = format!("mode=0700,size={size}");
     mount(Some("tmpfs"), folder, Some("tmpfs"), again, Some(options.as_str()))
         .with_context(|| format!("cannot mount a memory disk at {}", folder.display()))
+}
+
+/// Makes an ext4 of `size` ("48m") in a file and mounts it at a folder: a disk that can be frozen, as one in memory cannot.
+pub fn mount_file_disk(folder: &Path, file: &Path, size: &str) -> Result<()> {
+    run(Command::new("truncate").args(["-s", &size.to_uppercase()]).arg(file))?;
+    run(Command::new("mkfs.ext4").arg("-q").arg(file))?;
+    run(Command::new("mount").args(["-o", "loop"]).arg(file).arg(folder))?;
+    fs::remove_dir(folder.join("lost+found")).context("cannot empty the new disk")?;
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).context("cannot close the new disk to others")
 }
 
 /// Makes a mounted disk read-only; mounting it again makes it writable.

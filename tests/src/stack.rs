@@ -56,6 +56,8 @@ pub struct Options {
     pub agent_under: &'static [&'static str],
     /// Size of a memory disk for the agent's state, as mount(8) takes it, such as "6m"; none: it lies where the rest does.
     pub state_disk: Option<&'static str>,
+    /// Whether that is an ext4 in a file in place of memory.
+    pub state_in_file: bool,
     /// Size of the ring for output, as the agent takes it; none: its default.
     pub bulk_ring: Option<&'static str>,
     /// No more of the kernel is used than this tier; none: all that there is.
@@ -81,6 +83,7 @@ impl Default for Options {
             ship: true,
             agent_under: &[],
             state_disk: None,
+            state_in_file: false,
             bulk_ring: None,
             maximum_tier: None,
             unrecorded: "deny",
@@ -147,7 +150,10 @@ impl Stack {
         if let Some(size) = options.state_disk {
             let state = run.make("state", 0o700)?;
             run.note(Entry::Mount(state.clone()))?;
-            machine::mount_memory_disk(&state, size)?;
+            match options.state_in_file {
+                true => machine::mount_file_disk(&state, &run.folder().join("state.ext4"), size)?,
+                false => machine::mount_memory_disk(&state, size)?,
+            }
         }
         run.note(Entry::Path(pins(&run)))?;
         let reached = relay.as_ref().map_or(collector_address, Proxy::address);

@@ -345,7 +345,10 @@ impl<'a> Pump<'a> {
                 self.adopt(result?);
             }
             Event::MaySend(None) => return Err(ShipError::Stream("closed".into())),
-            Event::MaySend(Some(permit)) => self.send(permit),
+            Event::MaySend(Some(permit)) => {
+                self.send(permit);
+                self.send_more();
+            }
             // Once the recorder has ended nothing more comes; what was sent may still be acknowledged.
             Event::Durable(alive) => self.recording = alive,
             Event::Done(done) => self.done = Some(done),
@@ -377,6 +380,15 @@ impl<'a> Pump<'a> {
         };
         self.last_said = Instant::now();
         permit.send(AgentMessage { body: Some(body) });
+    }
+
+    /// Sends what else can go at once. Frames that gathered meanwhile then leave as one write, where one after the other each would wake
+    /// the transport.
+    fn send_more(&mut self) {
+        while !self.backlog.is_empty() && self.window.room() > 0 {
+            let Ok(permit) = self.outbox.clone().try_reserve_owned() else { return };
+            self.send(permit);
+        }
     }
 
     fn message(&mut self, body: Body) -> Result<(), ShipError> {

@@ -63,6 +63,7 @@ pub(super) fn session(
         reviewed: standing.reviewed,
         review_due_ns: standing.due_ns,
         review_overdue: standing.overdue,
+        behind: false,
     }
 }
 

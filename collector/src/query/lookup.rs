@@ -61,7 +61,7 @@ impl QueryService {
         scope: &Scope,
         request: ListSessionsRequest,
     ) -> Result<ListSessionsResponse, Status> {
-        self.catch_up().await?;
+        let behind = !self.catch_up().await?;
         let operator = narrow(scope, &request.operator)?;
         let hosts = self.host_rows(&request.host).await?;
         let before = match request.before.is_empty() {
@@ -79,7 +79,7 @@ impl QueryService {
         for record in found {
             sessions.push(self.session_with(record, &hosts).await?);
         }
-        Ok(ListSessionsResponse { sessions })
+        Ok(ListSessionsResponse { sessions, behind })
     }
 
     async fn listed(&self, list: &Listing, limit: u32) -> Result<Vec<SessionRecord>, Status> {
@@ -110,13 +110,18 @@ impl QueryService {
     /// The session that `text` names: a UUID, or an unambiguous beginning or end of one. One that the caller may not see does
     /// not exist for them.
     pub(crate) async fn resolve(&self, text: &str, scope: &Scope) -> Result<SessionRecord, Status> {
+        self.resolve_now(text, scope).await.map(|(record, _)| record)
+    }
+
+    /// As [`Self::resolve`], with whether the index has all that was received.
+    pub(super) async fn resolve_now(&self, text: &str, scope: &Scope) -> Result<(SessionRecord, bool), Status> {
         let digits: String = text.chars().filter(|c| *c != '-').map(|c| c.to_ascii_lowercase()).collect();
         if digits.len() < ID_PART_MIN || digits.len() > 32 || !digits.chars().all(|c| c.is_ascii_hexdigit()) {
             return Err(Status::invalid_argument(format!(
                 "{text:?} is not a session: give its UUID, or at least {ID_PART_MIN} characters of its beginning or end"
             )));
         }
-        self.catch_up().await?;
+        let caught_up = self.catch_up().await?;
         let found = match Uuid::try_parse(&digits) {
             Ok(uuid) => Vec::from_iter(self.index.session(*uuid.as_bytes()).await.map_err(unavailable)?),
             Err(_) => self.index.find_sessions(&digits, CANDIDATES).await.map_err(unavailable)?,
@@ -126,7 +131,13 @@ impl QueryService {
             let names: Vec<String> = visible.iter().map(|record| convert::uuid_text(record.uuid)).collect();
             return Err(Status::failed_precondition(format!("{text:?} may be any of {}", names.join(", "))));
         }
-        visible.pop().ok_or_else(|| Status::not_found(format!("there is no session {text:?}")))
+        visible.pop().map(|record| (record, caught_up)).ok_or_else(|| match caught_up {
+            true => Status::not_found(format!("there is no session {text:?}")),
+            // After a crash what is durable is read again, which may take minutes.
+            false => Status::unavailable(format!(
+                "there is no session {text:?} in what can be searched yet: the index is behind what was received; ask again in a moment"
+            )),
+        })
     }
 
     /// The whole answer about a session.

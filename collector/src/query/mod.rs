@@ -100,8 +100,9 @@ impl Query for QueryService {
 
     async fn get_session(&self, request: Request<GetSessionRequest>) -> Result<Response<Session>, Status> {
         let (_, scope) = access::reader(&request, "GetSession")?;
-        let record = self.resolve(&request.get_ref().session, &scope).await?;
-        self.session_message(record).await.map(Response::new)
+        let (record, caught_up) = self.resolve_now(&request.get_ref().session, &scope).await?;
+        let session = self.session_message(record).await?;
+        Ok(Response::new(Session { behind: !caught_up, ..session }))
     }
 
     async fn list_commands(

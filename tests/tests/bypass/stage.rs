@@ -186,6 +186,8 @@ impl Stage {
             max_ttl: TTL.into(),
             walk: in_lab(),
             state_disk: Some(STATE_DISK),
+            // Where nothing refuses it, it is frozen for real (row 62).
+            state_in_file: std::env::var_os("BREAKGLASS_LAB_TIER").is_some_and(|tier| tier == "trace"),
             agent_under,
             ..Options::default()
         };

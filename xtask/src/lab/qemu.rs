@@ -61,7 +61,7 @@ pub enum Ending {
 /// Memory of the guest in MiB: rings of tens of MiB, PostgreSQL and a compiler fit; two guests fit on a small host.
 const MEMORY_MIB: &str = "2048";
 
-/// Processors of the guest: two, so that races between them can happen.
+/// Processors of the guest: two, so that races between them can happen. Suites that need none use one (`runner/processors.rs`).
 const PROCESSORS: &str = "2";
 
 /// A host with working KVM does the smoke boot in two seconds; a broken one hangs.
@@ -143,7 +143,8 @@ impl Machine<'_> {
 fn base_command(accelerator: Accelerator, kernel: &Path, initrd: &Path) -> Command {
     let (options, cpu) = match accelerator {
         Accelerator::Kvm => ("kvm", "host"),
-        Accelerator::Tcg | Accelerator::Auto => ("tcg,thread=multi", "max"),
+        // A fifth level of page tables would make every look-up of the emulator's longer.
+        Accelerator::Tcg | Accelerator::Auto => ("tcg,thread=multi", "max,la57=off"),
     };
     // A guest that outlived a killed xtask would go on using the processors.
     let mut command = host::command("setpriv");

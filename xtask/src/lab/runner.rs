@@ -28,6 +28,7 @@ use super::{
     protocol::{Outcome, Verdict},
 };
 
+mod processors;
 mod shared;
 
 /// What the guest's `/lab/run` asks for.
@@ -112,6 +113,7 @@ pub fn run(args: &RunnerArgs) -> Result<()> {
     };
     for suite in &args.suites {
         let own: Vec<&Test> = tests.iter().skip(done).filter(|test| test.suite == *suite).collect();
+        processors::set_for(suite)?;
         if shared::SUITES.contains(&suite.as_str()) {
             shared::run(suite, &own, limit, &mut over)?;
             continue;

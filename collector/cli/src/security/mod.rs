@@ -5,7 +5,7 @@ use breakglass_api::v1;
 
 use crate::{
     config::Config,
-    print::{Options, Printer},
+    print::{Options, Printer, note},
 };
 
 pub mod alerts;
@@ -40,6 +40,12 @@ impl Desk {
     async fn session(&mut self, name: &str) -> Result<v1::Session> {
         let request = v1::GetSessionRequest { session: name.to_owned() };
         let answer = self.client.query.get_session(request).await;
-        Ok(answer.map_err(|status| self.client.explain(&status))?.into_inner())
+        let session = answer.map_err(|status| self.client.explain(&status))?.into_inner();
+        if session.behind {
+            note(
+                "The collector is behind: there may be more of this session than it can show yet. Ask again in a moment.",
+            );
+        }
+        Ok(session)
     }
 }

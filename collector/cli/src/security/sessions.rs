@@ -101,7 +101,8 @@ pub async fn run(args: &SessionsArgs, config: &Config, options: &Options) -> Res
         unreviewed_only: args.unreviewed,
     };
     let answer = desk.client.query.list_sessions(request).await;
-    let sessions = answer.map_err(|status| desk.client.explain(&status))?.into_inner().sessions;
+    let v1::ListSessionsResponse { sessions, behind } =
+        answer.map_err(|status| desk.client.explain(&status))?.into_inner();
     let printer = &mut desk.printer;
     if printer.is_json() {
         sessions.iter().try_for_each(|session| printer.json(session))?;
@@ -123,6 +124,9 @@ pub async fn run(args: &SessionsArgs, config: &Config, options: &Options) -> Res
         table.print(printer)?;
     }
     printer.flush()?;
+    if behind {
+        note("The collector is behind: what came in last is not in this list yet. Ask again in a moment.");
+    }
     if let (Some(last), true) = (sessions.last(), sessions.len() == args.limit as usize && !options.json) {
         note(&format!("There may be more: --before {}", short_id(&last.id)));
     }

@@ -155,7 +155,8 @@ impl Query for Service {
             (request.host.is_empty() || s.hostname == request.host) && (!request.open_only || s.closed_ns == 0)
         };
         let sessions = self.0.sessions.iter().filter(wanted).take(request.limit as usize).cloned().collect();
-        self.answer(v1::ListSessionsResponse { sessions })
+        let behind = self.0.sessions.iter().any(|session| session.behind);
+        self.answer(v1::ListSessionsResponse { sessions, behind })
     }
 
     async fn get_session(&self, request: Request<v1::GetSessionRequest>) -> Result<Response<v1::Session>, Status> {

@@ -57,6 +57,21 @@ fn a_process_that_became_another_has_no_unknown_end() {
     assert_eq!(text.matches("nohup").count(), 2, "{text}");
 }
 
+#[test]
+fn a_collector_that_is_behind_says_that_there_may_be_more() {
+    let session = Session { behind: true, ..sample::session() };
+    let fakes = [sample::answers(), Answers { sessions: vec![session], ..sample::answers() }].map(Fake::start);
+    for arguments in [&["show", ID][..], &["sessions"]] {
+        let [up_to_date, behind] = fakes.each_ref().map(|fake| {
+            let output = breakglass(fake, "config.toml").args(arguments).output().unwrap();
+            assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+            String::from_utf8(output.stderr).unwrap()
+        });
+        assert!(!up_to_date.contains("behind"), "{up_to_date}");
+        assert!(behind.contains("The collector is behind: "), "{behind}");
+    }
+}
+
 /// The sample's session with the host's word about its credentials.
 fn rotated(credentials: &[(Kind, &str, &str, bool, bool)]) -> Answers {
     let credentials = credentials.iter().map(|(kind, name, detail, void, attention)| Credential {

@@ -21,7 +21,7 @@ use crate::guest::Guest;
 
 #[test]
 fn security_keys_open_and_log_in_when_touched() -> Result<()> {
-    let Some(_guest) = Guest::on("6.12") else { return Ok(()) };
+    let Some(_guest) = Guest::on("6.1") else { return Ok(()) };
     let host = Host::up()?;
     let mut cases = Cases::default();
     for (kind, seed) in [(Kind::Ed25519, 21), (Kind::Ecdsa, 22)] {

@@ -27,13 +27,17 @@ const RESUME: &str = "/lab/resume";
 /// What has to outlast the boot. The operator's own files are in memory otherwise.
 const KEPT: &str = "/var/lib/lab-reboot";
 
+/// The kernel on which the session resets a machine of two processors; on the others it has one.
+const WITH_TWO: &str = "6.12";
+const SECOND_PROCESSOR: &str = "/sys/devices/system/cpu/cpu1/online";
+
 /// A unit that looks at the locks before sshd starts, and where it writes.
 const PROBE: &str = "/etc/systemd/system/lab-probe.service";
 const SEEN: &str = "/var/lib/lab-probe-seen";
 
 #[test]
 fn after_a_power_cut_it_is_locked_closed_and_opens_again() -> Result<()> {
-    let Some(_guest) = Guest::here() else { return Ok(()) };
+    let Some(_guest) = Guest::on("6.1") else { return Ok(()) };
     // Opened now: in a session it is refused.
     let mut trigger = File::options().write(true).open("/proc/sysrq-trigger")?;
     let cut = move |_: &Host| trigger.write_all(b"b").context("/proc/sysrq-trigger");
@@ -46,12 +50,20 @@ fn after_a_power_cut_it_is_locked_closed_and_opens_again() -> Result<()> {
 
 #[test]
 fn after_a_reset_by_the_session_itself_its_last_program_is_in_the_record() -> Result<()> {
-    let Some(_guest) = Guest::here() else { return Ok(()) };
-    // Between the program's end and the call there is nothing, not even a file to be read.
-    let reset = |host: &Host| {
-        let script = "import ctypes, os; libc = ctypes.CDLL(None, use_errno=True); \
-                      os.spawnv(os.P_WAIT, '/bin/echo', ['echo', 'last-deed']); libc.reboot(0x1234567); \
-                      print(os.strerror(ctypes.get_errno()))";
+    let Some(guest) = Guest::here() else { return Ok(()) };
+    // Between the program's end and the call there is nothing, not even a file to be read. With one processor nothing makes the record
+    // durable while the call waits, so it is refused until the agent has run (docs/KERNEL.md, `guard-boot`).
+    let alone = guest.kernel != WITH_TWO;
+    let reset = move |host: &Host| {
+        if !alone && Path::new(SECOND_PROCESSOR).exists() {
+            shell(&format!("echo 1 > {SECOND_PROCESSOR}"))?;
+        }
+        let again = if alone { "time.sleep(2); libc.reboot(0x1234567); " } else { "" };
+        let script = format!(
+            "import ctypes, os, time; libc = ctypes.CDLL(None, use_errno=True); \
+             os.spawnv(os.P_WAIT, '/bin/echo', ['echo', 'last-deed']); libc.reboot(0x1234567); {again}\
+             print(os.strerror(ctypes.get_errno()))"
+        );
         let mut ssh = host.ssh(PAM, &host.key());
         let output = ssh.args(["127.0.0.1", &format!("sudo python3 -c \"{script}\"")]).output()?;
         bail!("it went on: {}", super::host::said(&output))
@@ -67,7 +79,7 @@ fn after_a_reset_by_the_session_itself_its_last_program_is_in_the_record() -> Re
 
 #[test]
 fn after_an_orderly_reboot_it_is_locked_closed_and_opens_again() -> Result<()> {
-    let Some(_guest) = Guest::here() else { return Ok(()) };
+    let Some(_guest) = Guest::on("6.12") else { return Ok(()) };
     let reboot = |_: &Host| {
         // What it asks for may end it before it can say that all is well.
         println!("{:?}", shell("systemctl reboot"));
