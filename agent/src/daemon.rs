@@ -270,15 +270,13 @@ async fn watch_spool(health: Arc<Health>, recorder: Recorder, spool: SpoolReader
 /// Ends the session, locks, and leaves nothing in the kernel. What is not acknowledged stays in the spool.
 async fn stop(parts: Parts, reason: &str) -> anyhow::Result<()> {
     tracing::info!(reason, "stopping");
-    if parts.manager.view().session.is_some() {
-        let down = tokio::task::spawn_blocking(systemd::is_stopping).await.unwrap_or(false);
-        let (cause, by) = match down {
-            true => (CloseCause::Reboot, format!("{reason}, as the machine goes down")),
-            false => (CloseCause::AgentStop, reason.to_owned()),
-        };
-        // It may have ended meanwhile.
-        let _ = parts.manager.close(None, cause, &by).await;
-    }
+    let open = parts.manager.view().session.is_some();
+    let down = open && tokio::task::spawn_blocking(systemd::is_stopping).await.unwrap_or(false);
+    let (cause, by) = match down {
+        true => (CloseCause::Reboot, format!("{reason}, as the machine goes down")),
+        false => (CloseCause::AgentStop, reason.to_owned()),
+    };
+    parts.manager.wind_up(cause, &by).await;
     if tokio::time::timeout(SETTLE_LIMIT, parts.manager.settle()).await.is_err() {
         tracing::warn!("what the last session left behind is not known yet; it will not be in the record");
     }

@@ -303,6 +303,21 @@ async fn a_stop_is_on_record_before_anything_ends_and_nothing_opens_after_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nothing_opens_while_the_agent_ends() {
+    for open in [true, false] {
+        let bench = Bench::new();
+        if open {
+            bench.manager.open(grant(3600)).await.unwrap();
+        }
+        bench.manager.wind_up(CloseCause::AgentStop, "SIGTERM").await;
+        assert_eq!(bench.manager.open(grant(60)).await.unwrap_err(), SessionError::Stopping);
+        assert_eq!(bench.manager.view().state, "locked");
+        let closed = bench.log().contains(&"record closed CLOSE_CAUSE_AGENT_STOP".to_owned());
+        assert_eq!(closed, open, "{:?}", bench.log());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stop_that_cannot_be_recorded_or_does_not_lock_is_none() {
     let bench = Bench::new().failing("lock");
     bench.manager.journal().broken.store(true, Ordering::Relaxed);

@@ -187,7 +187,7 @@ impl Stage {
             walk: in_lab(),
             state_disk: Some(STATE_DISK),
             // Where nothing refuses it, it is frozen for real (row 62).
-            state_in_file: std::env::var_os("BREAKGLASS_LAB_TIER").is_some_and(|tier| tier == "trace"),
+            state_in_file: is_trace(),
             agent_under,
             ..Options::default()
         };
@@ -227,6 +227,9 @@ impl Stage {
 
     /// Mends what the attack before has broken: agent, session, connection.
     pub fn ready(&mut self) -> Result<()> {
+        if is_trace() {
+            mend_machine()?;
+        }
         if self.stack.agent.check().is_err() {
             self.stack.start_agent()?;
         }
@@ -240,7 +243,7 @@ impl Stage {
         }
         if self.stack.status()?.state != "open" {
             self.hang_up();
-            self.opened = self.stack.open("every way around, again", TTL)?;
+            self.opened = self.open_again()?;
         }
         let alive = match &mut self.master {
             Some(master) => master.try_wait()?.is_none(),
@@ -268,6 +271,19 @@ impl Stage {
             self.stack.start_agent()?;
         }
         self.stack.wait_until_ready()
+    }
+
+    /// Opens once more. An agent that was asked to end lets nobody in while it does; then it is the next one's turn.
+    fn open_again(&mut self) -> Result<Opened> {
+        let opened = self.stack.open("every way around, again", TTL);
+        let ends = |stage: &mut Self| {
+            poll::until_true("the agent to end", poll::SOON, || Ok(stage.stack.agent.check().is_err())).is_ok()
+        };
+        if opened.is_ok() || !ends(self) {
+            return opened;
+        }
+        self.stack.start_agent()?;
+        self.stack.open("every way around, once more", TTL)
     }
 
     fn socket(&self) -> PathBuf {
@@ -540,6 +556,18 @@ pub fn finish(command: &mut Command) -> Result<Output> {
         bail!("process {id} was not done after {LIMIT:?}: {command:?}");
     };
     Ok(Output { status: child.wait().context("cannot wait for it")?, stdout, stderr })
+}
+
+/// Whether this is the lab in the tier where nothing refuses what harms the machine.
+fn is_trace() -> bool {
+    std::env::var_os("BREAKGLASS_LAB_TIER").is_some_and(|tier| tier == "trace")
+}
+
+/// Puts the machine right where an attack succeeded and its programs did not live to do so.
+fn mend_machine() -> Result<()> {
+    let mend = "umount -t tmpfs /sys/fs/bpf 2>/dev/null; mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf; \
+                echo 1 > /proc/sys/kernel/ftrace_enabled";
+    machine::run(Command::new("sh").args(["-c", mend])).map(drop)
 }
 
 fn cgroup_of(pid: u32) -> Option<PathBuf> {

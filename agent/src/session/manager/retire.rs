@@ -45,4 +45,14 @@ impl<M: Machine, J: Journal> Manager<M, J> {
         self.inner.retired.store(true, Ordering::SeqCst);
         Ok(session)
     }
+
+    /// Ends the open session, if one is, because the agent ends. Nothing opens from the beginning of this on: what is waited for
+    /// afterwards takes seconds, and a session that began meanwhile would outlive its recorder.
+    pub async fn wind_up(&self, cause: CloseCause, by: &str) {
+        let mut active = self.inner.active.lock().await;
+        self.inner.retired.store(true, Ordering::SeqCst);
+        if let Some(intent) = active.take() {
+            self.shut(&intent, cause, by).await;
+        }
+    }
 }
