@@ -565,8 +565,8 @@ fn is_trace() -> bool {
 
 /// Puts the machine right where an attack succeeded and its programs did not live to do so.
 fn mend_machine() -> Result<()> {
-    let mend = "umount -t tmpfs /sys/fs/bpf 2>/dev/null; mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf; \
-                echo 1 > /proc/sys/kernel/ftrace_enabled";
+    let mend = "! findmnt -t tmpfs /sys/fs/bpf >/dev/null || umount /sys/fs/bpf; \
+                mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf; echo 1 > /proc/sys/kernel/ftrace_enabled";
     machine::run(Command::new("sh").args(["-c", mend])).map(drop)
 }
 
