@@ -115,12 +115,6 @@ const TEST_TIMEOUT_SECONDS: u64 = 480;
 /// Most failed tests that are run again; more of them are no accident.
 const AGAIN_MAX: usize = 8;
 
-/// How often what failed must pass in fresh guests to count as unsteady.
-const PASSES_NEEDED: usize = 2;
-
-/// Most unsteady tests of a kernel; more of them have failed.
-const UNSTEADY_MAX: usize = 2;
-
 /// It leaves the machine as the other suites need it, whichever test made the installation.
 const UNINSTALL: (&str, &str) = ("lab::access::", "lab::access::uninstall");
 
@@ -228,23 +222,13 @@ fn run_kernels(args: &LabArgs) -> Result<(Count, Vec<&'static str>)> {
     for (kernel, guest) in ended {
         let (verdict, result) =
             guest.unwrap_or_else(|_| (Verdict::default(), Err(anyhow!("the thread that ran it panicked"))));
-        count += Count { passed: verdict.passed.into(), skipped: verdict.skipped.into(), ..Count::default() };
-        match result {
-            Ok(unsteady) if unsteady.is_empty() => {}
-            Ok(unsteady) => {
-                host::say(&format!(
-                    "{}: UNSTEADY, failed once and passed {PASSES_NEEDED} times in fresh guests: {}",
-                    kernel.name,
-                    unsteady.join(", ")
-                ));
-                count.unsteady += u64::from(verdict.failed);
-            }
-            Err(error) => {
-                host::say(&format!("{}: FAILED: {error:#}", kernel.name));
-                failures.push(kernel.name);
-                // Whatever went wrong, it counts.
-                count.failed += u64::from(verdict.failed).max(1);
-            }
+        count +=
+            Count { passed: verdict.passed.into(), failed: verdict.failed.into(), skipped: verdict.skipped.into() };
+        if let Err(error) = result {
+            host::say(&format!("{}: FAILED: {error:#}", kernel.name));
+            failures.push(kernel.name);
+            // Whatever went wrong, it counts.
+            count.failed += u64::from(verdict.failed == 0);
         }
     }
     host::say(&format!("{:.0} s for all kernels, side by side", start.elapsed().as_secs_f64()));
@@ -272,38 +256,32 @@ fn staggered(suites: &[String], kernel: Kernel) -> Vec<String> {
     suites
 }
 
-/// Runs the tests in a guest, and those that failed again in fresh ones, to tell what is broken from what is unsteady: an emulator that
-/// shares its processors with others trips over deadlines, and a test that failed may leave a guest that refuses all others. Gives the
-/// names of the unsteady ones, which count neither as passed nor as failed; too many have failed.
+/// Runs the tests in a guest, and those that failed again in a fresh one, to tell what is broken from what is unsteady: an emulator that
+/// shares its processors with others trips over deadlines, and a test that failed may leave a guest that refuses all others. What failed
+/// has failed, whatever comes of it.
 fn run_kernel(
     args: &LabArgs,
     image: &Image,
     built: &Built,
     suites: &[String],
     kernel: Kernel,
-) -> (Verdict, Result<Vec<String>>) {
+) -> (Verdict, Result<()>) {
     let mut progress = Progress::default();
     let suites = &staggered(suites, kernel);
     let first = run_guest(args, image, built, &test_script(args, suites, &args.filters, kernel), kernel, &mut progress);
     let verdict = progress.verdict.unwrap_or_default();
     let failed = progress.failed_tests();
-    let Err(error) = first else { return (verdict, Ok(Vec::new())) };
+    let Err(error) = first else { return (verdict, Ok(())) };
     if failed.is_empty() || failed.len() > AGAIN_MAX {
         return (verdict, Err(error));
     }
-    host::say(&format!("{}: {error:#}; again in fresh guests: {}", kernel.name, failed.join(", ")));
+    host::say(&format!("{}: {error:#}; once more in a fresh guest: {}", kernel.name, failed.join(", ")));
     let script = test_script(args, suites, &filters_again(&failed), kernel);
-    for _ in 0..PASSES_NEEDED {
-        let again = run_guest(args, image, built, &script, kernel, &mut Progress::default());
-        if let Err(second) = again {
-            return (verdict, Err(second));
-        }
-    }
-    if failed.len() > UNSTEADY_MAX {
-        let error = error.context(format!("too many are unsteady, though all passed again: {}", failed.join(", ")));
-        return (verdict, Err(error));
-    }
-    (verdict, Ok(failed))
+    let error = match run_guest(args, image, built, &script, kernel, &mut Progress::default()) {
+        Ok(()) => error.context(format!("unsteady, as all of it passed in a fresh guest: {}", failed.join(", "))),
+        Err(second) => second,
+    };
+    (verdict, Err(error))
 }
 
 /// Which tests run when these failed.
