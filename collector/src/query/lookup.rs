@@ -110,18 +110,18 @@ impl QueryService {
     /// The session that `text` names: a UUID, or an unambiguous beginning or end of one. One that the caller may not see does
     /// not exist for them.
     pub(crate) async fn resolve(&self, text: &str, scope: &Scope) -> Result<SessionRecord, Status> {
-        self.resolve_now(text, scope).await.map(|(record, _)| record)
+        self.resolve_with_lag(text, scope).await.map(|(record, _)| record)
     }
 
-    /// As [`Self::resolve`], with whether the index has all that was received.
-    pub(super) async fn resolve_now(&self, text: &str, scope: &Scope) -> Result<(SessionRecord, bool), Status> {
+    /// As [`Self::resolve`], with whether the index is behind what was received, so that there may be more of the session.
+    pub(super) async fn resolve_with_lag(&self, text: &str, scope: &Scope) -> Result<(SessionRecord, bool), Status> {
         let digits: String = text.chars().filter(|c| *c != '-').map(|c| c.to_ascii_lowercase()).collect();
         if digits.len() < ID_PART_MIN || digits.len() > 32 || !digits.chars().all(|c| c.is_ascii_hexdigit()) {
             return Err(Status::invalid_argument(format!(
                 "{text:?} is not a session: give its UUID, or at least {ID_PART_MIN} characters of its beginning or end"
             )));
         }
-        let caught_up = self.catch_up().await?;
+        let behind = !self.catch_up().await?;
         let found = match Uuid::try_parse(&digits) {
             Ok(uuid) => Vec::from_iter(self.index.session(*uuid.as_bytes()).await.map_err(unavailable)?),
             Err(_) => self.index.find_sessions(&digits, CANDIDATES).await.map_err(unavailable)?,
@@ -131,10 +131,10 @@ impl QueryService {
             let names: Vec<String> = visible.iter().map(|record| convert::uuid_text(record.uuid)).collect();
             return Err(Status::failed_precondition(format!("{text:?} may be any of {}", names.join(", "))));
         }
-        visible.pop().map(|record| (record, caught_up)).ok_or_else(|| match caught_up {
-            true => Status::not_found(format!("there is no session {text:?}")),
+        visible.pop().map(|record| (record, behind)).ok_or_else(|| match behind {
+            false => Status::not_found(format!("there is no session {text:?}")),
             // After a crash what is durable is read again, which may take minutes.
-            false => Status::unavailable(format!(
+            true => Status::unavailable(format!(
                 "there is no session {text:?} in what can be searched yet: the index is behind what was received; ask again in a moment"
             )),
         })

@@ -100,9 +100,9 @@ impl Query for QueryService {
 
     async fn get_session(&self, request: Request<GetSessionRequest>) -> Result<Response<Session>, Status> {
         let (_, scope) = access::reader(&request, "GetSession")?;
-        let (record, caught_up) = self.resolve_now(&request.get_ref().session, &scope).await?;
+        let (record, behind) = self.resolve_with_lag(&request.get_ref().session, &scope).await?;
         let session = self.session_message(record).await?;
-        Ok(Response::new(Session { behind: !caught_up, ..session }))
+        Ok(Response::new(Session { behind, ..session }))
     }
 
     async fn list_commands(
