@@ -36,6 +36,7 @@ fn lists_and_shows() -> Result<()> {
     Stack::with(Options::default(), |stack| {
         let opened = stack.open("the database is on fire", "10m")?;
         stack.ssh_run(&opened, "ls /usr/games /nonexistent; true")?;
+        stack.wait_until_acknowledged()?;
         let open = stack.reviewed(&["sessions", "--open", "--json"])?;
         ensure!(open.contains(&opened.session), "not among the open ones: {open}");
         stack.close_and_collect(&opened)?;
@@ -106,6 +107,7 @@ fn search() -> Result<()> {
 
 fn follow() -> Result<()> {
     Stack::with(Options::default(), |stack| {
+        // At once: the opening may not have reached the collector yet.
         let opened = stack.open("follow me", "10m")?;
         let mut show = stack.breakglass();
         show.args(["show", &opened.session, "--follow"]);
@@ -126,6 +128,7 @@ fn json() -> Result<()> {
         let host = stack.host().to_owned();
         let opened = stack.open("json", "10m")?;
         stack.ssh_run(&opened, "true")?;
+        stack.wait_until_acknowledged()?;
         let lines: [&[&str]; 9] = [
             &["status", &host],
             &["hosts"],

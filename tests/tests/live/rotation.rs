@@ -29,6 +29,7 @@ fn keys() -> Result<()> {
     Stack::with(Options { renew_host_keys: true, ..Options::default() }, |stack| {
         let opened = stack.open("rotate my keys", "10m")?;
         stack.ssh_run(&opened, "true")?;
+        stack.wait_until_acknowledged()?;
         ensure!(!stack.reviewed(&["show", &opened.session])?.contains("credentials"), "told before the end");
         let private = stack.sshd.host_keys.join("ssh_host_ed25519_key");
         let before = fs::read(&private)?;

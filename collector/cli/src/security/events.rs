@@ -40,7 +40,7 @@ pub async fn run(args: &EventsArgs, config: &Config, options: &Options) -> Resul
         return Err(Error::Usage(format!("no event is of kind {unknown:?}; there are {}", known.join(", "))).into());
     }
     let mut desk = Desk::open(config, options).await?;
-    let session = desk.session(&args.session).await?;
+    let session = desk.session_or_wait(&args.session, args.follow).await?;
     let follow = args.follow && session.closed_ns == 0;
     let request = v1::EventsRequest {
         session: session.id,

@@ -1,5 +1,7 @@
 //! What the security team asks the collector.
 
+use std::time::{Duration, Instant};
+
 use anyhow::Result;
 use breakglass_api::v1;
 
@@ -20,10 +22,15 @@ pub mod search;
 pub mod sessions;
 pub mod show;
 
-use client::Client;
+use client::{Client, Error};
 
 /// Exit code where everything went well but there was nothing to show.
 const NOTHING_FOUND: u8 = 4;
+
+/// How long a session that is to be followed may take to reach the collector, and how often to ask for it: who was told of an opening
+/// asks at once, and the host's record comes a moment after.
+const ARRIVING: Duration = Duration::from_secs(5);
+const ASK_EVERY: Duration = Duration::from_millis(200);
 
 /// A connection to ask over and an output to answer on.
 struct Desk {
@@ -34,6 +41,23 @@ struct Desk {
 impl Desk {
     async fn open(config: &Config, options: &Options) -> Result<Self> {
         Ok(Self { client: Client::connect(config).await?, printer: Printer::new(options) })
+    }
+
+    /// Finds a session by its id, or by a beginning or end of it. One that is to be followed is waited for, for a moment.
+    async fn session_or_wait(&mut self, name: &str, follow: bool) -> Result<v1::Session> {
+        let until = Instant::now() + if follow { ARRIVING } else { Duration::ZERO };
+        let mut told = false;
+        loop {
+            match self.session(name).await {
+                Err(error) if is_not_found(&error) && Instant::now() < until => {
+                    if !std::mem::replace(&mut told, true) {
+                        note("The collector has no such session yet: waiting a few seconds for it.");
+                    }
+                    tokio::time::sleep(ASK_EVERY).await;
+                }
+                answer => return answer,
+            }
+        }
     }
 
     /// Finds a session by its id, or by a beginning or end of it.
@@ -48,4 +72,9 @@ impl Desk {
         }
         Ok(session)
     }
+}
+
+/// Whether the collector answered that there is no such thing.
+fn is_not_found(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(Error::NotFound(_)))
 }

@@ -1,6 +1,13 @@
 //! A collector's query service with fixed answers, on a free port of loopback.
 
-use std::{fs, net::SocketAddr, path::Path, pin::Pin, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::Path,
+    pin::Pin,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
 
 use breakglass_api::{
     GRPC_MESSAGE_MAX,
@@ -31,6 +38,8 @@ pub struct Answers {
     pub refusal: Option<Status>,
     /// Between the items of a stream.
     pub pace: Duration,
+    /// How often a session is asked for before it is there.
+    pub late: u32,
 }
 
 /// A running fake, with the configuration of a person enrolled at it.
@@ -52,7 +61,7 @@ impl Fake {
         let tls = ServerTlsConfig::new()
             .identity(Identity::from_pem(cert, key))
             .client_ca_root(Certificate::from_pem(ca.pem.as_str()));
-        let service = QueryServer::new(Service(answers)).max_encoding_message_size(GRPC_MESSAGE_MAX);
+        let service = QueryServer::new(Service(answers, AtomicU32::new(0))).max_encoding_message_size(GRPC_MESSAGE_MAX);
         let server = Server::builder().tls_config(tls).unwrap().add_service(service);
         runtime.spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         let fake = Self { folder, address, _runtime: runtime };
@@ -110,7 +119,8 @@ impl Ca {
     }
 }
 
-struct Service(Answers);
+/// With how often a session was asked for.
+struct Service(Answers, AtomicU32);
 
 type Items<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -160,7 +170,11 @@ impl Query for Service {
     }
 
     async fn get_session(&self, request: Request<v1::GetSessionRequest>) -> Result<Response<v1::Session>, Status> {
-        self.answer(self.session(&request.into_inner().session)?)
+        let name = request.into_inner().session;
+        if self.1.fetch_add(1, Ordering::Relaxed) < self.0.late {
+            return Err(Status::not_found(format!("there is no session {name}")));
+        }
+        self.answer(self.session(&name)?)
     }
 
     async fn list_commands(

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::{
     fake::{Answers, Fake},
-    run::{breakglass, printed},
+    run::{breakglass, complained, printed, run},
     sample::{self, ID, NOON, OPEN_ID, SECOND},
     terminal::OnTerminal,
 };
@@ -70,6 +70,23 @@ fn a_collector_that_is_behind_says_that_there_may_be_more() {
         assert!(!up_to_date.contains("behind"), "{up_to_date}");
         assert!(behind.contains("The collector is behind: "), "{behind}");
     }
+}
+
+#[test]
+fn a_session_that_is_followed_may_still_be_on_its_way() {
+    for command in ["show", "events", "replay"] {
+        let late = || Fake::start(Answers { late: 2, ..sample::answers() });
+        let output = run(&late(), &[command, OPEN_ID, "--follow"]);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{command}: {message}");
+        assert_eq!(message.matches("waiting a few seconds for it").count(), 1, "{command}: {message}");
+        assert!(!output.stdout.is_empty(), "{command}");
+        assert_eq!(run(&late(), &[command, OPEN_ID]).status.code(), Some(4), "{command}");
+    }
+    // One that never comes is told of in the end.
+    let (code, message) = complained(&Fake::start(sample::answers()), "config.toml", &["show", "0badf00d", "--follow"]);
+    assert_eq!(code, 4, "{message}");
+    assert!(message.contains("there is no session 0badf00d"), "{message}");
 }
 
 /// The sample's session with the host's word about its credentials.

@@ -83,7 +83,7 @@ fn speed(text: &str) -> Result<f64, String> {
 /// Replays.
 pub async fn run(args: &ReplayArgs, config: &Config, options: &Options) -> Result<u8> {
     let mut desk = Desk::open(config, options).await?;
-    let session = desk.session(&args.session).await?;
+    let session = desk.session_or_wait(&args.session, args.follow).await?;
     let follow = args.follow && session.closed_ns == 0;
     let recorded_stdio = session.stdio_output_bytes > 0 || session.stdio_input_bytes > 0;
     let stdio = args.stdio || (session.terminals.is_empty() && recorded_stdio && args.terminal.is_none());

@@ -71,7 +71,7 @@ pub struct ShowArgs {
 /// Shows a session.
 pub async fn run(args: &ShowArgs, config: &Config, options: &Options) -> Result<u8> {
     let mut desk = Desk::open(config, options).await?;
-    let mut session = desk.session(&args.session).await?;
+    let mut session = desk.session_or_wait(&args.session, args.follow).await?;
     let follow = args.follow && session.closed_ns == 0;
     if desk.printer.is_json() {
         desk.printer.json(&session)?;
