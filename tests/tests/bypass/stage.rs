@@ -267,9 +267,14 @@ impl Stage {
             let _ = self.stack.agent.signal(Signal::SIGCONT);
             thread::sleep(SETTLE);
         }
-        if self.stack.agent.check().is_err() {
-            self.stack.start_agent()?;
+        if self.stack.agent.check().is_ok() {
+            let ready = self.stack.wait_until_ready();
+            // On a busy machine a process that was killed takes its time to end.
+            if ready.is_ok() || self.stack.agent.check().is_ok() {
+                return ready;
+            }
         }
+        self.stack.start_agent()?;
         self.stack.wait_until_ready()
     }
 

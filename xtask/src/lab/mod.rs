@@ -115,9 +115,6 @@ const TEST_TIMEOUT_SECONDS: u64 = 480;
 /// Most failed tests that are run again; more of them are no accident.
 const AGAIN_MAX: usize = 8;
 
-/// It leaves the machine as the other suites need it, whichever test made the installation.
-const UNINSTALL: (&str, &str) = ("lab::access::", "lab::access::uninstall");
-
 /// Folders of older runs are removed.
 const RUNS_KEPT: usize = 20;
 
@@ -276,21 +273,12 @@ fn run_kernel(
         return (verdict, Err(error));
     }
     host::say(&format!("{}: {error:#}; once more in a fresh guest: {}", kernel.name, failed.join(", ")));
-    let script = test_script(args, suites, &filters_again(&failed), kernel);
+    let script = test_script(args, suites, &failed, kernel);
     let error = match run_guest(args, image, built, &script, kernel, &mut Progress::default()) {
         Ok(()) => error.context(format!("unsteady, as all of it passed in a fresh guest: {}", failed.join(", "))),
         Err(second) => second,
     };
     (verdict, Err(error))
-}
-
-/// Which tests run when these failed.
-fn filters_again(failed: &[String]) -> Vec<String> {
-    let mut filters = failed.to_vec();
-    if failed.iter().any(|name| name.starts_with(UNINSTALL.0)) {
-        filters.push(UNINSTALL.1.to_owned());
-    }
-    filters
 }
 
 fn run_guest(
@@ -439,14 +427,6 @@ mod tests {
         let suites: Vec<String> = USUAL_SUITES.iter().map(|name| name.to_string()).collect();
         let orders: Vec<_> = KERNELS.iter().map(|kernel| staggered(&suites, *kernel)).collect();
         assert_eq!(orders, [vec!["lab", "kernel_live", "bypass"], vec!["kernel_live", "lab", "bypass"]]);
-    }
-
-    #[test]
-    fn what_failed_is_run_again_with_what_cleans_up_behind_it() {
-        let names = |list: &[&str]| list.iter().map(|name| name.to_string()).collect::<Vec<_>>();
-        assert_eq!(filters_again(&names(&["bypass::row_01"])), names(&["bypass::row_01"]));
-        let failed = names(&["lab::access::end::all", "bypass::row_01"]);
-        assert_eq!(filters_again(&failed), [failed, names(&["lab::access::uninstall"])].concat());
     }
 
     #[test]

@@ -68,6 +68,11 @@ const FAILURE_LINES: usize = 40;
 /// Between two looks at a running test: shorter than any test takes, long enough to leave the processor to it.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// Tests that share one installation, which the first of them makes, and the one that takes it away and leaves the machine as all others
+/// need it.
+const INSTALLED: &str = "lab::access::";
+const UNINSTALL: &str = "lab::access::uninstall";
+
 struct Test {
     suite: String,
     name: String,
@@ -89,8 +94,7 @@ pub fn run(args: &RunnerArgs) -> Result<()> {
     for suite in &args.suites {
         let listed =
             host::run(host::command(&Test::binary(suite).display().to_string()).args(["--list", "--format", "terse"]))?;
-        let names = parse_list(&listed).map(|name| Test { suite: suite.clone(), name: name.to_owned() });
-        tests.extend(names.filter(|test| matches(&test.full_name(), &args.filters)));
+        tests.extend(chosen(suite, &listed, &args.filters));
     }
     let mut verdict = match resumed()? {
         Some(verdict) => verdict,
@@ -161,8 +165,13 @@ fn parse_list(text: &str) -> impl Iterator<Item = &str> {
     text.lines().filter_map(|line| line.strip_suffix(": test"))
 }
 
-fn matches(name: &str, filters: &[String]) -> bool {
-    filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()))
+/// The tests of a suite, as it lists them, that the filters ask for, with what cleans up behind them.
+fn chosen(suite: &str, listed: &str, filters: &[String]) -> Vec<Test> {
+    let named = |name: &str| Test { suite: suite.to_owned(), name: name.to_owned() };
+    let asked = |test: &Test| filters.is_empty() || filters.iter().any(|filter| test.full_name().contains(filter));
+    let installs = parse_list(listed).map(named).any(|test| asked(&test) && test.full_name().starts_with(INSTALLED));
+    let cleans_up = |test: &Test| installs && test.full_name().starts_with(UNINSTALL);
+    parse_list(listed).map(named).filter(|test| asked(test) || cleans_up(test)).collect()
 }
 
 /// Runs one test and gives what it printed as well.
@@ -263,11 +272,18 @@ mod tests {
     }
 
     #[test]
-    fn filters_look_at_the_suite_too() {
-        let filters = |names: &[&str]| names.iter().map(|name| name.to_string()).collect::<Vec<_>>();
-        assert!(matches("lab::boot::release", &[]));
-        assert!(matches("lab::boot::release", &filters(&["nothing", "lab::boot"])));
-        assert!(!matches("lab::boot::release", &filters(&["bypass"])));
+    fn filters_look_at_the_suite_too_and_bring_along_what_cleans_up() {
+        let listed =
+            "access::doors::nobody: test\naccess::uninstall::all: test\nboot::release: test\n\n3 tests, 0 benchmarks\n";
+        let chosen = |filters: &[&str]| {
+            let filters: Vec<String> = filters.iter().map(|name| name.to_string()).collect();
+            chosen("lab", listed, &filters).into_iter().map(|test| test.name).collect::<Vec<_>>()
+        };
+        let all = ["access::doors::nobody", "access::uninstall::all", "boot::release"];
+        assert_eq!(chosen(&[]), all);
+        assert_eq!(chosen(&["nothing", "lab::boot"]), all[2..]);
+        assert_eq!(chosen(&["doors"]), all[..2]);
+        assert_eq!(chosen(&["bypass"]), [""; 0]);
     }
 
     #[test]
