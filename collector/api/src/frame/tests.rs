@@ -114,6 +114,23 @@ fn a_frame_with_a_dictionary_is_smaller_reads_back_and_can_be_resealed() {
 }
 
 #[test]
+fn a_large_batch_is_compressed_as_it_is_and_reads_back() {
+    let mut sealer = Sealer::new(1).unwrap();
+    // The first and the last that are thinned, and neighbours on the other side, in turn with one sealer.
+    for (length, codec) in [(10, 3), (LARGE, 1), (LARGE - 100, 3), (3 * LARGE, 1), (10, 3)] {
+        let mut batch = batch(vec![(0..length).map(|n| (n % 251) as u8).collect()]);
+        let before = batch.clone();
+        let sealed = sealer.seal(header(1), &mut batch).unwrap();
+        assert_eq!(sealed.bytes[4], codec, "{length}");
+        let frame = Frame::parse(&sealed.bytes).unwrap();
+        assert_eq!(frame.batch().unwrap(), before, "{length}");
+        assert_eq!(batch, before, "{length}: sealing leaves the batch as it was");
+    }
+    let huge = sealer.seal(header(1), &mut batch(vec![vec![0; RAW_MAX]])).unwrap_err();
+    assert!(matches!(huge, FrameError::TooLarge { what: "batch", .. }), "{huge}");
+}
+
+#[test]
 fn codecs_that_are_not_known_are_named() {
     let sealed = Sealer::new(1).unwrap().seal(header(1), &mut batch(vec![])).unwrap().bytes;
     let with = |codec: [u8; 4]| {
