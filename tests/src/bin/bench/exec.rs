@@ -145,8 +145,8 @@ impl Overhead {
     }
 }
 
-/// Waits until the agent has nothing more to do, so that the loop does not pay for its start.
-fn wait_until_quiet(stack: &Stack) -> Result<()> {
+/// Waits until the agent has nothing more to do, so that what is measured does not pay for its start.
+pub fn wait_until_quiet(stack: &Stack) -> Result<()> {
     let mut before = machine::cpu_seconds(stack.agent.pid())?;
     poll::until_true("the agent to be quiet", poll::EVENTUALLY, || {
         thread::sleep(QUIET_LOOK);

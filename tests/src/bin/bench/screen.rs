@@ -13,7 +13,7 @@ use breakglass_tests::{
 };
 
 use crate::{
-    Effort,
+    Effort, exec,
     figure::{Budget, Figure},
 };
 
@@ -31,8 +31,11 @@ pub fn measure(effort: Effort) -> Result<Vec<Figure>> {
         let sshd = Sshd::start(&stack.run, "sshd-bystander", &bystander.name, &Keys::File(keys), true)?;
         let (mut ratio, mut recorded_rate, mut plain_rate) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..effort.runs(PAIRS) {
+            // What opening and closing bring is over: the agent then looks through the host for what a session may leave behind.
+            exec::wait_until_quiet(stack)?;
             let plain = flood(stack, &elsewhere(&bystander, &sshd)?)?;
             let opened = stack.open("measured", "10m")?;
+            exec::wait_until_quiet(stack)?;
             let recorded = flood(stack, &opened)?;
             stack.close()?;
             stack.wait_for_state("locked")?;
