@@ -9,6 +9,7 @@
 mod case;
 mod cases;
 mod catalogue;
+mod mend;
 mod peers;
 mod record;
 mod shell;

@@ -1,8 +1,8 @@
 //! What the collector has from the beginning of an attack on.
 
 use breakglass_api::v1::{
-    Alert, Exec, FileAction, RecordedEvent, Ring, SocketAction, SystemAction, event::Body, file_action, socket_action,
-    stdio_data::Direction, system_action,
+    Alert, CloseCause, Exec, FileAction, RecordedEvent, Ring, SocketAction, SystemAction, event::Body, file_action,
+    socket_action, stdio_data::Direction, system_action,
 };
 use breakglass_tests::terminal::find;
 
@@ -104,6 +104,11 @@ impl<'a> Record<'a> {
     /// Whether something was refused to whoever is named by these words, and is asked by others to do it for them.
     pub fn refused_to(&self, helper: &str) -> bool {
         self.refusals().any(|alert| alert.message.starts_with(helper))
+    }
+
+    /// Whether the session ended with the agent: whoever stops it ends what they wanted to do unseen.
+    pub fn ended_with_agent(&self) -> bool {
+        self.bodies().any(|body| matches!(body, Body::SessionClosed(closed) if closed.cause() == CloseCause::AgentStop))
     }
 
     fn refusals(&self) -> impl Iterator<Item = &'a Alert> + use<'a> {

@@ -28,7 +28,7 @@ use nix::sys::signal::Signal;
 use crate::{
     case::{Case, Held, Outcome, Way},
     catalogue::Catalogue,
-    peers,
+    mend, peers,
     record::Record,
     shell::Shell,
     verdict::{self, Verdict},
@@ -187,7 +187,7 @@ impl Stage {
             walk: in_lab(),
             state_disk: Some(STATE_DISK),
             // Where nothing refuses it, it is frozen for real (row 62).
-            state_in_file: is_trace(),
+            state_in_file: mend::is_trace(),
             agent_under,
             ..Options::default()
         };
@@ -227,9 +227,7 @@ impl Stage {
 
     /// Mends what the attack before has broken: agent, session, connection.
     pub fn ready(&mut self) -> Result<()> {
-        if is_trace() {
-            mend_machine()?;
-        }
+        mend::machine()?;
         if self.stack.agent.check().is_err() {
             self.stack.start_agent()?;
         }
@@ -258,6 +256,7 @@ impl Stage {
 
     /// Does for the agent what systemd and time would do.
     fn revive(&mut self) -> Result<()> {
+        mend::machine()?;
         if let Some(cgroup) = cgroup_of(self.stack.agent.pid()) {
             // Not frozen, or not to be written: then there is nothing to thaw.
             let _ = fs::write(cgroup.join("cgroup.freeze"), "0");
@@ -517,7 +516,10 @@ impl Stage {
                     Some(Held::Refused | Held::TurnedAway) => return Ok(Outcome::Refused),
                     None => {}
                 }
-            } else if record.refused() || case.helper.is_some_and(|helper| record.refused_to(helper)) {
+            } else if record.refused()
+                || record.ended_with_agent()
+                || case.helper.is_some_and(|helper| record.refused_to(helper))
+            {
                 return Ok(Outcome::Refused);
             }
             if ended_at.is_none() && deed.ended && record.ran(&format!("end-{}", deed.mark)) {
@@ -561,18 +563,6 @@ pub fn finish(command: &mut Command) -> Result<Output> {
         bail!("process {id} was not done after {LIMIT:?}: {command:?}");
     };
     Ok(Output { status: child.wait().context("cannot wait for it")?, stdout, stderr })
-}
-
-/// Whether this is the lab in the tier where nothing refuses what harms the machine.
-fn is_trace() -> bool {
-    std::env::var_os("BREAKGLASS_LAB_TIER").is_some_and(|tier| tier == "trace")
-}
-
-/// Puts the machine right where an attack succeeded and its programs did not live to do so.
-fn mend_machine() -> Result<()> {
-    let mend = "! findmnt -t tmpfs /sys/fs/bpf >/dev/null || umount /sys/fs/bpf; \
-                mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf; echo 1 > /proc/sys/kernel/ftrace_enabled";
-    machine::run(Command::new("sh").args(["-c", mend])).map(drop)
 }
 
 fn cgroup_of(pid: u32) -> Option<PathBuf> {
