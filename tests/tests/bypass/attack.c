@@ -322,11 +322,18 @@ static int inject(char **a) {
     memcpy(code + at, "\x48\x89\xc7\x48\x89\xe6\x31\xd2\x6a\x3b\x58\x0f\x05\x0f\x0b", 15), at += 15;
     if (!strcmp(a[1], "mem")) {
         snprintf(line, sizeof line, "/proc/%d/syscall", pid);
-        FILE *where = fopen(line, "r");
         unsigned long words_read[9] = {0};
-        if (!where || fscanf(where, "%lu %lx %lx %lx %lx %lx %lx %lx %lx", &words_read[0], &words_read[1], &words_read[2], &words_read[3],
-                             &words_read[4], &words_read[5], &words_read[6], &words_read[7], &words_read[8]) != 9)
-            return fail(line);
+        int told = 0;
+        /* A process that was just started may still be running, on a busy machine for a while; then it is not told where it will go on. */
+        for (int tries = 0; told != 9 && tries < 200; tries++) {
+            if (tries) usleep(10000);
+            FILE *where = fopen(line, "r");
+            if (!where) return fail(line);
+            told = fscanf(where, "%lu %lx %lx %lx %lx %lx %lx %lx %lx", &words_read[0], &words_read[1], &words_read[2], &words_read[3],
+                          &words_read[4], &words_read[5], &words_read[6], &words_read[7], &words_read[8]);
+            fclose(where);
+        }
+        if (told != 9) return fail(line);
         place = words_read[8];
         snprintf(line, sizeof line, "/proc/%d/mem", pid);
         int fd = open(line, O_RDWR);
