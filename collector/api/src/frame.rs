@@ -223,17 +223,13 @@ pub struct Sealed {
 pub struct Sealer {
     level: i32,
     compressor: zstd::bulk::Compressor<'static>,
-    /// Without a dictionary; made when it is first needed.
-    plain: Option<zstd::bulk::Compressor<'static>>,
+    /// The batch, encoded; never more than [`LARGE`].
     raw: Vec<u8>,
 }
 
 /// From this length on a batch is compressed as it is, bytes. So much at once is mostly what a terminal showed, in which a dictionary finds
 /// nothing and costs a third of the speed (zstd looks everything up in two places), and numbers are few.
 const LARGE: usize = 256 * 1024;
-
-/// What the buffer of a [`Sealer`] may keep from one frame to the next, bytes; a rare huge batch is not paid for ever after.
-const BUFFER_KEPT: usize = 2 * 1024 * 1024;
 
 impl Sealer {
     /// A sealer that thins, and compresses at a zstd level with the newest dictionary; large batches as they are.
@@ -247,46 +243,26 @@ impl Sealer {
             Ok(compressor)
         };
         let compressor = compressor().map_err(|e: std::io::Error| FrameError::Compress(e.to_string()))?;
-        Ok(Self { level, compressor, plain: None, raw: Vec::new() })
+        Ok(Self { level, compressor, raw: Vec::new() })
     }
 
     /// Compresses `batch` and seals it under `header`, whose `events` is taken from the batch. The batch is as before afterwards.
     pub fn seal(&mut self, mut header: Header, batch: &mut Batch) -> Result<Sealed, FrameError> {
         header.events = count_of(batch)?;
         self.raw.clear();
-        self.raw.shrink_to(BUFFER_KEPT);
         thin::thin(batch, header.first_boot_ns);
         let is_large = batch.encoded_len() >= LARGE;
         if !is_large {
-            encode(batch, &mut self.raw);
+            // A vector grows as it must, so that this cannot fail.
+            batch.encode_raw(&mut self.raw);
         }
         thin::restore(batch, header.first_boot_ns);
         if is_large {
-            return self.seal_large(header, batch);
+            return seal(header, batch, self.level);
         }
         let payload = self.compressor.compress(&self.raw).map_err(|e| FrameError::Compress(e.to_string()))?;
         assemble(header, Codec::Thin(NEWEST), self.raw.len(), &payload)
     }
-
-    fn seal_large(&mut self, header: Header, batch: &Batch) -> Result<Sealed, FrameError> {
-        let len = batch.encoded_len();
-        if len > RAW_MAX {
-            return Err(FrameError::TooLarge { what: "batch", value: len, limit: RAW_MAX });
-        }
-        encode(batch, &mut self.raw);
-        let mut plain = match self.plain.take() {
-            Some(plain) => plain,
-            None => zstd::bulk::Compressor::new(self.level).map_err(|e| FrameError::Compress(e.to_string()))?,
-        };
-        let payload = plain.compress(&self.raw).map_err(|e| FrameError::Compress(e.to_string()));
-        self.plain = Some(plain);
-        assemble(header, Codec::Plain, self.raw.len(), &payload?)
-    }
-}
-
-/// Appends the encoded batch. A vector grows as it must, so that this cannot fail.
-fn encode(batch: &Batch, raw: &mut Vec<u8>) {
-    batch.encode_raw(raw);
 }
 
 /// Compresses `batch` without a dictionary and seals it under `header`, whose `events` is taken from the batch.

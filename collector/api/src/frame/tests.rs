@@ -116,7 +116,7 @@ fn a_frame_with_a_dictionary_is_smaller_reads_back_and_can_be_resealed() {
 #[test]
 fn a_large_batch_is_compressed_as_it_is_and_reads_back() {
     let mut sealer = Sealer::new(1).unwrap();
-    // The first and the last that are thinned, and neighbours on the other side, in turn with one sealer.
+    // On either side of the bound, in turn with one sealer.
     for (length, codec) in [(10, 3), (LARGE, 1), (LARGE - 100, 3), (3 * LARGE, 1), (10, 3)] {
         let mut batch = batch(vec![(0..length).map(|n| (n % 251) as u8).collect()]);
         let before = batch.clone();

@@ -27,9 +27,11 @@ use client::{Client, Error};
 /// Exit code where everything went well but there was nothing to show.
 const NOTHING_FOUND: u8 = 4;
 
-/// How long a session that is to be followed may take to reach the collector, and how often to ask for it: who was told of an opening
-/// asks at once, and the host's record comes a moment after.
+/// How long a session that is to be followed may take to reach the collector: who was told of an opening asks at once, and the host's
+/// record comes a moment after.
 const ARRIVING: Duration = Duration::from_secs(5);
+
+/// How often to ask again for what is on its way.
 const ASK_EVERY: Duration = Duration::from_millis(200);
 
 /// A connection to ask over and an output to answer on.

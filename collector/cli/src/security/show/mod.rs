@@ -10,7 +10,7 @@ use breakglass_api::v1::{self, event::Body};
 use clap::Args;
 use tonic::{Status, Streaming};
 
-use super::{Desk, client::Client};
+use super::{ASK_EVERY, Desk, client::Client};
 use crate::{
     config::Config,
     print::{Options, note},
@@ -34,10 +34,8 @@ const NOTICES_MAX: usize = 10_000;
 /// frames, but not in step.
 const LAST_ONES: Duration = Duration::from_secs(2);
 
-/// How long to wait, once a followed session is closed, for what it left behind, and how often to ask: the host compares itself
-/// for some seconds.
+/// How long to wait, once a followed session is closed, for what it left behind: the host compares itself for some seconds.
 const COMPARING: Duration = Duration::from_secs(10);
-const ASK_EVERY: Duration = Duration::from_millis(250);
 
 /// Arguments of `show`.
 #[derive(Clone, Debug, Args)]
