@@ -84,6 +84,7 @@ except ImportError:
 MANIFEST, LINK, CHECKPOINT, FRAME, END = 1, 2, 3, 4, 0xFFFFFFFF
 REVIEWED, LOG, INCLUSION, CONSISTENCY = 16, 17, 18, 19
 RAW_MAX, PAYLOAD_MAX = 33_554_432, 33_817_600
+RUN_FRAMES, RUN_RAW_MAX, RUN_PAYLOAD_MAX = 16, 262_144, 524_288
 SECTION_MAX = PAYLOAD_MAX + 152
 OPENED, CLOSED = 2, 4
 SLACK_NS = 120_000_000_000
@@ -133,18 +134,22 @@ class Frame:
     def __init__(self, data):
         if len(data) < 120 or data[:4] != b"BGF1":
             raise Broken("not a frame")
-        (codec, self.dictionary, zeros, self.stream, self.boot_id, self.seq, self.prev, _, self.last_boot_ns, self.wall_offset_ns, self.events,
-         self.raw_len, length, tail) = struct.unpack_from("<BB2s16s16sQ32sQQqIII4s", data, 4)
+        (codec, self.dictionary, self.place, zero, self.stream, self.boot_id, self.seq, self.prev, _, self.last_boot_ns, self.wall_offset_ns,
+         self.events, self.raw_len, length, tail) = struct.unpack_from("<BBBB16s16sQ32sQQqIII4s", data, 4)
         if length > PAYLOAD_MAX or len(data) != 120 + length + 32:
             raise Broken("the length of the frame is wrong")
-        self.is_thin = codec == 3
-        known = self.dictionary == 0 if codec == 1 else codec in (2, 3) and self.dictionary in DICTIONARY_HASHES
-        if not known or zeros != bytes(2) or tail != bytes(4) or self.raw_len > RAW_MAX:
+        self.is_thin, self.in_run = codec in (3, 4), codec == 4
+        known = self.dictionary == 0 if codec == 1 else codec in (2, 3, 4) and self.dictionary in DICTIONARY_HASHES
+        if self.place >= (RUN_FRAMES if self.in_run else 1):
+            raise Broken("a place in a run that no frame has")
+        if self.in_run and (self.raw_len > RUN_RAW_MAX or length > RUN_PAYLOAD_MAX):
+            raise Broken("the frame is too large for a run")
+        if not known or zero or tail != bytes(4) or self.raw_len > RAW_MAX:
             raise Broken("the header of the frame is wrong")
         self.payload, self.hash = data[120:-32], data[-32:]
         if hashlib.sha256(b"breakglass-frame-v1\0" + data[:-32]).digest() != self.hash:
             raise Broken("the hash of the frame does not fit its content")
-        if self.seq == 0 or (self.seq == 1) != (self.prev == bytes(32)):
+        if self.seq <= self.place or (self.seq == 1) != (self.prev == bytes(32)):
             raise Broken("sequence and hash of the frame before do not fit")
 
 
@@ -250,13 +255,42 @@ EVENT_SESSION, ORIGIN, SESSION_OPENED, SESSION_CLOSED, AGENT_STARTED, GAP = 2, 3
 OPERATOR, OPERATOR_KEY = 1, 2
 
 
-def read_batch(frame, session, numbers, told):
-    try:
-        raw = decompress(frame.payload, frame.raw_len, frame.dictionary)
-    except Exception as error:  # whatever the decompressor raises
-        raise Broken("the payload cannot be decompressed") from error
-    if len(raw) != frame.raw_len:
-        raise Broken("the payload has another length than the header says")
+class Payloads:
+    """Decompresses payloads, those of a run with those before them."""
+
+    def __init__(self):
+        self.before, self.payload, self.raw_len = None, b"", 0
+
+    def raw(self, frame):
+        before, self.before = self.before, None
+        if not frame.in_run:
+            return self.whole(frame.payload, frame.raw_len, frame.dictionary)
+        if frame.place == 0:
+            self.payload, self.raw_len = b"", 0
+        elif before is None or (before.place + 1, before.seq + 1, before.hash, before.stream, before.dictionary) != (
+            frame.place, frame.seq, frame.prev, frame.stream, frame.dictionary,
+        ):
+            raise Broken("the frame continues a run that is not there")
+        self.payload += frame.payload
+        self.raw_len += frame.raw_len
+        if self.raw_len > RUN_RAW_MAX or len(self.payload) > RUN_PAYLOAD_MAX:
+            raise Broken("the run is too large")
+        self.before = frame
+        # An empty last block makes a whole zstd frame of it.
+        raw = self.whole(self.payload + b"\1\0\0", self.raw_len, frame.dictionary)
+        return raw[len(raw) - frame.raw_len:]
+
+    def whole(self, payload, raw_len, dictionary):
+        try:
+            raw = decompress(payload, raw_len, dictionary)
+        except Exception as error:  # whatever the decompressor raises
+            raise Broken("the payload cannot be decompressed") from error
+        if len(raw) != raw_len:
+            raise Broken("the payload has another length than the header says")
+        return raw
+
+
+def read_batch(frame, raw, session, numbers, told):
     batch = list(fields(raw))
     sessions = [value for field, value in batch if field == SESSIONS]
     events = [value for field, value in batch if field == EVENTS]
@@ -320,7 +354,7 @@ class Verifier:
         self.claims, self.fitting = {}, None
         self.marks = {}
         self.first = self.last = self.last_hash = self.opening_frame = None
-        self.numbers, self.told = None, {}
+        self.numbers, self.told, self.payloads = None, {}, Payloads()
 
     def fail(self, name, detail, offset=None, frame=None):
         check = self.checks[name]
@@ -454,7 +488,7 @@ class Verifier:
             numbers = [self.marks[bit].numbers if bit in self.marks else {} for bit in (OPENED, CLOSED)]
             self.numbers = Numbers(*numbers)
         try:
-            read_batch(frame, self.manifest["session"], self.numbers, self.told)
+            read_batch(frame, self.payloads.raw(frame), self.manifest["session"], self.numbers, self.told)
         except Broken as error:
             self.fail("content", str(error), **place)
 

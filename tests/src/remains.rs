@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use breakglass_api::frame::{Frame, frame_len};
+use breakglass_api::frame::{Frame, Unpacker, frame_len};
 use prost::Message;
 use sqlx::{ConnectOptions, Row, sqlite::SqliteConnectOptions};
 
@@ -27,14 +27,20 @@ pub fn places(folder: &Path, needle: &[u8]) -> Result<Vec<String>> {
         if find(&bytes, needle).is_some() {
             places.push(format!("{} as it lies", file.display()));
         }
-        if frames(&bytes)?.iter().any(|frame| find(&frame.batch, needle).is_some()) {
-            places.push(format!("{} inside a frame", file.display()));
-        }
         if bytes.starts_with(SQLITE_MAGIC) {
             places.extend(database(&file, needle)?);
+        } else if !is_log(&file)
+            && frames(&bytes, &mut Unpacker::default())?.iter().any(|frame| find(&frame.batch, needle).is_some())
+        {
+            places.push(format!("{} inside a frame", file.display()));
         }
     }
     Ok(places)
+}
+
+/// Whether a file is a database's write-ahead log: pages in no order, which are read as values of the database.
+fn is_log(file: &Path) -> bool {
+    file.to_string_lossy().ends_with("-wal")
 }
 
 /// A frame that was found.
@@ -46,8 +52,8 @@ pub struct Found {
     pub batch: Vec<u8>,
 }
 
-/// The frames that lie in `bytes`, whatever is between them.
-pub fn frames(bytes: &[u8]) -> Result<Vec<Found>> {
+/// The frames that lie in `bytes`, whatever is between them. `unpacker` may know what the first of them continues.
+pub fn frames(bytes: &[u8], unpacker: &mut Unpacker) -> Result<Vec<Found>> {
     let mut found_frames = Vec::new();
     let mut at = 0;
     while let Some(found) = bytes.get(at..).and_then(|rest| find(rest, FRAME_MAGIC)) {
@@ -56,7 +62,7 @@ pub fn frames(bytes: &[u8]) -> Result<Vec<Found>> {
         match frame {
             Some(Ok(frame)) => {
                 let length = frame_len(&bytes[at..])?;
-                found_frames.push(Found { bytes: length, batch: frame.batch()?.encode_to_vec() });
+                found_frames.push(Found { bytes: length, batch: unpacker.batch(&frame)?.encode_to_vec() });
                 at += length;
             }
             // The magic by chance, or a frame that is not whole.
@@ -107,11 +113,13 @@ fn database(file: &Path, needle: &[u8]) -> Result<Vec<String>> {
                 let query = format!("select cast(\"{}\" as blob) from \"{quoted}\"", column.replace('"', "\"\""));
                 // Tables without stored content cannot be read; what they were made from lies elsewhere.
                 let Ok(rows) = sqlx::query(&query).fetch_all(&mut connection).await else { continue };
+                // Frames lie in the order in which they came, and this is only ever used with one host.
+                let mut unpacker = Unpacker::default();
                 for row in rows {
                     let value: Option<Vec<u8>> = row.try_get(0)?;
                     let value = value.unwrap_or_default();
                     if find(&value, needle).is_some()
-                        || frames(&value)?.iter().any(|frame| find(&frame.batch, needle).is_some())
+                        || frames(&value, &mut unpacker)?.iter().any(|frame| find(&frame.batch, needle).is_some())
                     {
                         places.push(format!("{}: table {table}, column {column}", file.display()));
                     }
@@ -153,7 +161,7 @@ mod tests {
         let mut bytes = b"head BGF1 by chance".to_vec();
         bytes.extend(frame(b"correct horse"));
         bytes.extend(b"tail");
-        let batches = frames(&bytes).unwrap();
+        let batches = frames(&bytes, &mut Unpacker::default()).unwrap();
         assert_eq!(batches.len(), 1);
         assert!(find(&batches[0].batch, b"correct horse").is_some());
     }

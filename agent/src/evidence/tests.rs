@@ -9,7 +9,7 @@ use std::{
 
 use breakglass_api::{
     checkpoint::{Kind, PublicKey, Signed, Statement, reason},
-    frame::{Frame, Hash},
+    frame::{Frame, Hash, Unpacker},
     v1::{AgentStarted, Alert, SessionClosed, SessionOpened, event::Body},
 };
 use proptest::prelude::*;
@@ -283,11 +283,11 @@ fn frames(disk: &FakeDisk) -> Vec<Vec<u8>> {
 }
 
 fn bodies(disk: &FakeDisk) -> Vec<(u64, Body)> {
-    let mut all = Vec::new();
+    let (mut all, mut unpacker) = (Vec::new(), Unpacker::default());
     for bytes in frames(disk) {
         // The last one may be half written just now.
         let Ok(frame) = Frame::parse(&bytes) else { break };
-        let batch = frame.batch().unwrap();
+        let batch = unpacker.batch(&frame).unwrap();
         all.extend(batch.events.into_iter().filter_map(|event| Some((frame.header.seq, event.body?))));
     }
     all

@@ -107,7 +107,7 @@ pub fn seal(
         wall_offset_ns: now.wall_offset_ns,
         events: 0,
     };
-    let sealed = sealer.seal(header, &mut batch);
+    let sealed = sealer.seal(header, &mut batch, next.room);
     for (item, event) in items.iter_mut().zip(batch.events) {
         item.event = event;
     }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use breakglass_api::{
-    frame::Frame,
+    frame::{Frame, Unpacker},
     v1::{Alert, Batch, Event, KernelRef, TerminalOutput, event::Body},
 };
 use uuid::Uuid;
@@ -131,8 +131,9 @@ fn batches(reader: &mut SpoolReader) -> Vec<Batch> {
     let mut out = Vec::new();
     let generation = reader.durable().generation;
     let oldest = reader.oldest_stream().oldest_seq.max(1);
+    let mut unpacker = Unpacker::default();
     for stored in reader.read(generation, oldest, usize::MAX).unwrap() {
-        out.push(Frame::parse(&stored.bytes).unwrap().batch().unwrap());
+        out.push(unpacker.batch(&Frame::parse(&stored.bytes).unwrap()).unwrap());
     }
     out
 }

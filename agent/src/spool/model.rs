@@ -4,7 +4,7 @@ use std::{cell::RefCell, path::Path, sync::Arc};
 
 use breakglass_api::{
     frame::{self, Hash, Header, Sealed, Sealer},
-    v1::{Batch, Event},
+    v1::{Batch, Event, TerminalOutput, event::Body},
 };
 use proptest::prelude::*;
 
@@ -54,12 +54,13 @@ pub fn seal_next(spool: &Spool, mark: u64, fill: usize, ends_group: bool) -> Sea
     });
     let mut noise = words.take(fill.div_ceil(8)).collect::<Vec<_>>().into_flattened();
     noise.truncate(fill);
+    let body = Some(Body::TerminalOutput(TerminalOutput { data: noise, ..TerminalOutput::default() }));
     let mut batch = Batch {
-        sessions: vec![noise],
-        events: vec![Event { boot_ns: mark, ..Event::default() }],
+        sessions: Vec::new(),
+        events: vec![Event { boot_ns: mark, body, ..Event::default() }],
         resume: if ends_group { resume::encode(Some(&mark.to_le_bytes())) } else { Vec::new() },
     };
-    SEALER.with_borrow_mut(|sealer| sealer.seal(header, &mut batch)).unwrap()
+    SEALER.with_borrow_mut(|sealer| sealer.seal(header, &mut batch, next.room)).unwrap()
 }
 
 thread_local! {

@@ -13,7 +13,7 @@ use super::{
     fs::{remove_if_there, replace, write_all},
     index::Shared,
     layout::{ACKED, Acked, SegmentId},
-    scan::{frame_len_at, read_frame},
+    scan::{Read, frame_len_at, read_frame},
 };
 
 /// How often `acked` is rewritten when nothing is deleted: after a crash at most this much is offered again.
@@ -229,8 +229,9 @@ impl SpoolReader {
 
     fn take(&self, cursor: &mut Cursor, end: u64) -> Result<Stored, SpoolError> {
         let mut bytes = Vec::new();
-        let (Header { seq, prev, .. }, hash) = read_frame(cursor.file.as_ref(), cursor.offset, end, &mut bytes)
-            .map_err(|reason| self.damaged(cursor.id, cursor.offset, reason))?;
+        let Read { header: Header { seq, prev, .. }, hash, .. } =
+            read_frame(cursor.file.as_ref(), cursor.offset, end, &mut bytes)
+                .map_err(|reason| self.damaged(cursor.id, cursor.offset, reason))?;
         if seq != cursor.seq {
             let reason = format!("frame {seq} lies in the place of frame {}", cursor.seq);
             return Err(self.damaged(cursor.id, cursor.offset, reason));

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use breakglass_api::frame::{Frame, HASH_LEN};
+use breakglass_api::frame::HASH_LEN;
 use rand::RngCore;
 
 use super::{
@@ -12,7 +12,7 @@ use super::{
     layout::{ACKED, Acked, META, Meta, SMALL_MAX, SegmentId, SmallError, TEMPORARY, VERSION},
     repair::{self, Plan},
     resume,
-    scan::{FrameAt, Survey, read_frame, survey},
+    scan::{FrameAt, Survey, read_batch, survey},
 };
 
 /// A repair leaves nothing to repair, a roll-back found after it one more new generation: a fourth look is one too many.
@@ -136,10 +136,7 @@ impl<'a> State<'a> {
         let path = self.dir.join(at.id.file_name());
         let damaged = |reason: String| E::Damaged { file: path.clone(), offset: at.offset, reason };
         let file = self.disk.open(&path).map_err(E::io("open", &path))?;
-        let mut buf = Vec::new();
-        read_frame(file.as_ref(), at.offset, at.offset + at.bytes, &mut buf).map_err(damaged)?;
-        let batch = Frame::parse(&buf).and_then(|frame| frame.batch()).map_err(|e| damaged(e.to_string()))?;
-        Ok(batch.resume)
+        Ok(read_batch(file.as_ref(), at).map_err(damaged)?.resume)
     }
 
     /// Cuts torn bytes and incomplete groups off the end.

@@ -6,7 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use breakglass_api::frame::{Frame, FrameError, HASH_LEN, HEADER_LEN, Hash, Header, frame_len};
+use breakglass_api::{
+    frame::{Frame, FrameError, HASH_LEN, HEADER_LEN, Hash, Header, Unpacker, frame_len},
+    v1::Batch,
+};
 
 use super::{
     Cut, Damage, DiskFile, FileSystem, GROUP_FRAMES_MAX, SpoolError, fs::read_full, index::SegmentInfo,
@@ -31,9 +34,20 @@ pub struct FrameAt {
     pub bytes: u64,
     pub seq: u64,
     pub hash: Hash,
+    /// Where the first frame begins that is needed to read it, in the same segment.
+    pub readable_from: u64,
 }
 
-/// Frames that follow each other without a break in one segment.
+/// What a frame says, as far as it matters to its place.
+#[derive(Clone, Copy, Debug)]
+pub struct Read {
+    pub header: Header,
+    pub hash: Hash,
+    /// Sequence of the first frame that is needed to read it.
+    pub readable_from: u64,
+}
+
+/// Frames that follow each other without a break in one segment, and can be read with what is in it.
 #[derive(Clone, Copy, Debug)]
 pub struct Piece {
     pub id: SegmentId,
@@ -88,6 +102,8 @@ struct Surveyor {
     out: Survey,
     /// Unusable bytes whose meaning depends on what follows.
     open: Option<Broken>,
+    /// The last frame that can be read by itself: its sequence and where it begins.
+    alone: (u64, u64),
     buf: Vec<u8>,
 }
 
@@ -107,9 +123,23 @@ impl Surveyor {
         let mut offset = 0;
         while offset < end {
             match read_frame(file, offset, end, &mut self.buf) {
-                Ok((header, hash)) => {
+                Ok(read) => {
                     let bytes = self.buf.len() as u64;
-                    self.frame(&header, FrameAt { id, offset, bytes, seq: header.seq, hash }, path);
+                    match self.readable_from(&read, id, offset) {
+                        Some(readable_from) => {
+                            let Read { header, hash, .. } = read;
+                            let at = FrameAt { id, offset, bytes, seq: header.seq, hash, readable_from };
+                            self.frame(&header, at, path);
+                        }
+                        None => self.broken(Broken {
+                            path: path.to_owned(),
+                            offset,
+                            bytes,
+                            reason: format!("frame {} continues one that is not there", read.header.seq),
+                            generation: id.generation,
+                            inside: true,
+                        }),
+                    }
                     offset += bytes;
                 }
                 Err(reason) => {
@@ -131,6 +161,18 @@ impl Surveyor {
         if self.out.pieces.len() == pieces_before {
             self.out.empty.push(id);
         }
+    }
+
+    /// Where the first frame begins that is needed to read the one at `offset`; `None` if not all of those are there.
+    fn readable_from(&mut self, read: &Read, id: SegmentId, offset: u64) -> Option<u64> {
+        if read.readable_from == read.header.seq {
+            self.alone = (read.header.seq, offset);
+            return Some(offset);
+        }
+        let last = self.out.pieces.last().filter(|last| last.id == id && self.open.is_none())?;
+        let continues = (last.last_seq + 1, last.last_hash) == (read.header.seq, read.header.prev);
+        let (seq, offset) = self.alone;
+        (continues && seq == read.readable_from).then_some(offset)
     }
 
     /// Of several unusable stretches in a row the first one names the place; if it may have been the end of its segment, so
@@ -238,14 +280,27 @@ impl Surveyor {
 }
 
 /// Reads and checks the frame at `offset` into `buf`. The error says why there is none.
-pub fn read_frame(file: &dyn DiskFile, offset: u64, end: u64, buf: &mut Vec<u8>) -> Result<(Header, Hash), String> {
+pub fn read_frame(file: &dyn DiskFile, offset: u64, end: u64, buf: &mut Vec<u8>) -> Result<Read, String> {
     let len = frame_len_at(file, offset, end)?;
     buf.clear();
     buf.resize(len, 0);
     let have = read_full(file, buf, offset).map_err(unreadable)?;
     buf.truncate(have);
     let frame = Frame::parse(buf).map_err(|e| e.to_string())?;
-    Ok((frame.header, frame.hash))
+    Ok(Read { header: frame.header, hash: frame.hash, readable_from: frame.readable_from() })
+}
+
+/// Reads what is in the frame at `at`, with those before it that it needs.
+pub fn read_batch(file: &dyn DiskFile, at: &FrameAt) -> Result<Batch, String> {
+    let (mut unpacker, mut buf) = (Unpacker::default(), Vec::new());
+    let mut offset = at.readable_from;
+    while offset < at.offset {
+        read_frame(file, offset, at.offset, &mut buf)?;
+        Frame::parse(&buf).and_then(|frame| unpacker.take(&frame)).map_err(|e| e.to_string())?;
+        offset += buf.len() as u64;
+    }
+    read_frame(file, at.offset, at.offset + at.bytes, &mut buf)?;
+    Frame::parse(&buf).and_then(|frame| unpacker.batch(&frame)).map_err(|e| e.to_string())
 }
 
 /// Length of the frame at `offset` by its header, if that many bytes are there.

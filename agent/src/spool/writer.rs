@@ -79,6 +79,8 @@ pub struct Next {
     pub seq: u64,
     /// The hash of the frame before.
     pub prev: Hash,
+    /// Bytes left in the segment that is being written. A frame that may need more must be one that can be read by itself, so that every segment can.
+    pub room: u64,
 }
 
 fn report(recovery: &Recovery) {
@@ -138,7 +140,8 @@ impl Spool {
     pub fn next(&self) -> Next {
         // What is still to be undone does not count.
         let last = if self.dirty { &self.committed } else { &self.current };
-        Next { stream_id: self.shared.index().stream_id, seq: last.seq + 1, prev: last.hash }
+        let room = last.segment.map_or(0, |(_, used)| self.shared.limits.segment_bytes.saturating_sub(used));
+        Next { stream_id: self.shared.index().stream_id, seq: last.seq + 1, prev: last.hash, room }
     }
 
     /// The last committed frame.

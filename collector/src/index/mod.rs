@@ -6,6 +6,7 @@
 
 mod actions;
 mod attest;
+mod decode;
 mod fold;
 mod load;
 mod model;
@@ -26,6 +27,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 pub use attest::hex;
+pub use decode::Decoder;
 pub use fold::starts_command;
 pub(crate) use model::SessionState;
 pub use model::{Decoded, HostState, session_of};
@@ -34,7 +36,7 @@ pub use read::{CommandRecord, IndexReader, SessionRecord, TerminalRecord, Uuid};
 pub use search::{HitRecord, SearchFilter};
 
 use self::model::{Changes, Working};
-use crate::store::{Durability, OpenError, Page, Result, Span, Store, StoreError, StoredFrame, close, open_pools};
+use crate::store::{Durability, OpenError, Page, Result, Span, Store, StoreError, close, open_pools};
 
 /// Version of what is derived and how. An index of another version is built again.
 const VERSION: i64 = 4;
@@ -104,6 +106,7 @@ pub struct Indexer {
     store: Store,
     /// The identity of `store`.
     identity: Vec<u8>,
+    decoder: Decoder,
     writer: SqlitePool,
     readers: SqlitePool,
     /// Arrival number of the last frame that was indexed.
@@ -155,7 +158,8 @@ impl Indexer {
             }
         };
         let (announce, _) = watch::channel(position);
-        Ok(Some(Self { store: store.clone(), identity, writer, readers, position, announce, working: None }))
+        let (store, decoder) = (store.clone(), Decoder::new(store.clone()));
+        Ok(Some(Self { store, identity, decoder, writer, readers, position, announce, working: None }))
     }
 
     /// A name that stays the same as long as the index numbers what it derives the same: with the same frames and the same version.
@@ -222,7 +226,7 @@ impl Indexer {
             self.position = until;
             return Ok(Done::default());
         };
-        let decoded = decode(frames).await?;
+        let decoded = self.decoder.decode(frames).await?;
         let events =
             decoded.iter().map(|frame| frame.content.as_ref().map_or(0, |(_, batch)| batch.events.len() as u64));
         let done = Done { frames: decoded.len() as u64, events: events.sum() };
@@ -257,18 +261,6 @@ impl Indexer {
         working.trim();
         Ok(working)
     }
-}
-
-/// Checks and decodes frames, off the threads that serve everybody.
-pub async fn decode(frames: Vec<StoredFrame>) -> Result<Vec<Decoded>> {
-    let decode = |frame: &StoredFrame| Decoded {
-        arrival: frame.arrival,
-        host: frame.host,
-        missing_before: frame.missing_before,
-        content: frame.decode().map_err(|error| error.to_string()),
-    };
-    let decoding = tokio::task::spawn_blocking(move || frames.iter().map(decode).collect());
-    decoding.await.map_err(worker_failed).map_err(failed("decode frames"))
 }
 
 fn worker_failed(error: tokio::task::JoinError) -> sqlx::Error {

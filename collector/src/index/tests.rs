@@ -1,7 +1,7 @@
 //! Hostile frames, interruptions, and that neither changes what comes out.
 
 use breakglass_api::checkpoint::{Kind, Statement};
-use breakglass_api::frame::{Frame, Header, seal, seal_raw};
+use breakglass_api::frame::{Frame, Header, Sealer, seal_raw};
 use breakglass_api::v1::event::Body;
 use breakglass_api::v1::left_behind::{Change, Severity};
 use breakglass_api::v1::{
@@ -20,6 +20,7 @@ struct Rig {
     store: Store,
     host: i64,
     header: Header,
+    sealer: Sealer,
 }
 
 impl Rig {
@@ -44,7 +45,7 @@ impl Rig {
             wall_offset_ns: 0,
             events: 0,
         };
-        Self { dir, store, host, header }
+        Self { dir, store, host, header, sealer: Sealer::new(1).unwrap() }
     }
 
     fn path(&self) -> PathBuf {
@@ -53,7 +54,7 @@ impl Rig {
 
     async fn add(&mut self, batch: &Batch) -> i64 {
         self.header.seq += 1;
-        let sealed = seal(self.header, batch, 1).unwrap();
+        let sealed = self.sealer.seal(self.header, &mut batch.clone(), u64::MAX).unwrap();
         self.store_frame(sealed.bytes).await
     }
 
@@ -305,6 +306,31 @@ async fn a_frame_that_lies_or_is_no_batch_is_a_gap_and_the_rest_is_indexed() {
     let indexer = Indexer::open(rig.store.clone(), &rig.path()).await.unwrap();
     let session = indexer.reader().session([1; 16]).await.unwrap().unwrap().state;
     assert_eq!((session.gaps, session.commands), (2, 1));
+}
+
+/// Numbers of the frames after `after` that can be decoded, and of those that cannot.
+async fn decodable(rig: &Rig, after: i64) -> (Vec<i64>, Vec<i64>) {
+    let span = Span { host: None, after, until: i64::MAX };
+    let frames = rig.store.read(span, PASS).await.unwrap();
+    let decoded = Decoder::new(rig.store.clone()).decode(frames).await.unwrap();
+    let (good, bad): (Vec<_>, Vec<_>) = decoded.iter().partition(|frame| frame.content.is_ok());
+    let numbers = |frames: Vec<&Decoded>| frames.into_iter().map(|frame| frame.arrival).collect();
+    (numbers(good), numbers(bad))
+}
+
+#[tokio::test]
+async fn reading_may_begin_in_the_middle_of_a_run_and_goes_on_behind_a_damaged_one() {
+    let mut rig = Rig::new().await;
+    for n in 0..40 {
+        let exec = Exec { argv: vec![format!("program {n}").into_bytes()], ..Exec::default() };
+        rig.add(&Batch { events: vec![event(0, Body::Exec(exec))], ..Batch::default() }).await;
+    }
+    assert_eq!(decodable(&rig, 9).await, ((10..=40).collect(), vec![]));
+    let damage = sqlx::query("UPDATE frames SET bytes = x'00' WHERE seq = 12");
+    damage.execute(rig.store.writer()).await.unwrap();
+    // Runs are of 16 frames: what is behind the damage in the second one is read again.
+    assert_eq!(decodable(&rig, 9).await, ([10, 11].into_iter().chain(17..=40).collect(), (12..=16).collect()));
+    assert_eq!(decodable(&rig, 13).await, ((17..=40).collect(), (14..=16).collect()));
 }
 
 #[tokio::test]

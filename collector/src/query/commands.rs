@@ -9,7 +9,7 @@ use futures_util::Stream;
 use tonic::Status;
 
 use super::{QueryService, convert, tail, unavailable};
-use crate::index::{CommandRecord, SessionRecord};
+use crate::index::{CommandRecord, Decoder, SessionRecord};
 
 /// Commands read from the index at once.
 const PAGE: u32 = 256;
@@ -86,8 +86,9 @@ impl QueryService {
         }
         let frame = self.store.frame(record.arrival).await.map_err(unavailable)?;
         let missing = || Status::data_loss(format!("frame {} of the store cannot be read", record.arrival));
-        let decoding = tokio::task::spawn_blocking(move || frame.and_then(|frame| frame.decode().ok()));
-        let (_, batch) = decoding.await.ok().flatten().ok_or_else(missing)?;
+        let decoded = Decoder::new(self.store.clone()).decode(frame.into_iter().collect()).await;
+        let content = decoded.map_err(unavailable)?.pop().and_then(|frame| frame.content.ok());
+        let (_, batch) = content.ok_or_else(missing)?;
         match batch.events.into_iter().nth(record.place).and_then(|event| event.body) {
             Some(Body::Exec(exec)) => command.exec = Some(exec),
             Some(Body::ExecFailed(failed)) => command.failed = Some(failed),

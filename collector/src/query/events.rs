@@ -116,7 +116,11 @@ fn recorded(frame: Decoded, session: Option<Uuid>, host_id: &str) -> Vec<Recorde
     };
     let (header, batch) = match frame.content {
         Ok(content) => content,
-        Err(_) => return vec![of(0, 0, 0, None, gap(convert::unreadable_frame(), 0))],
+        Err(_) => {
+            let lost = (frame.missing_before > 0).then(|| convert::lost_frames(frame.missing_before));
+            let gaps = lost.into_iter().chain([convert::unreadable_frame()]);
+            return gaps.map(|what| of(0, 0, 0, None, gap(what, 0))).collect();
+        }
     };
     let mut events = Vec::new();
     if frame.missing_before > 0 {

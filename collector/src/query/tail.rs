@@ -5,7 +5,7 @@ use tonic::Status;
 
 use super::QueryService;
 use super::unavailable;
-use crate::index::{Decoded, IndexReader, SessionRecord, decode};
+use crate::index::{Decoded, Decoder, IndexReader, SessionRecord};
 use crate::store::{Page, Span, Store};
 
 /// Frames read at once: small, because an answer is sent while the next page is read.
@@ -14,6 +14,7 @@ const PAGE: Page = Page { events: 4096, bytes: 1024 * 1024 };
 /// A reader of one host's frames.
 pub(super) struct Tail {
     store: Store,
+    decoder: Decoder,
     index: IndexReader,
     shutdown: watch::Receiver<bool>,
     host: i64,
@@ -50,6 +51,7 @@ impl QueryService {
     pub(super) async fn tail(&self, host: i64, end: End) -> Result<Tail, Status> {
         Ok(Tail {
             store: self.store.clone(),
+            decoder: Decoder::new(self.store.clone()),
             index: self.index.clone(),
             shutdown: self.shutdown.clone(),
             host,
@@ -78,7 +80,7 @@ impl Tail {
                 let frames = self.store.read(span, PAGE).await.map_err(unavailable)?;
                 self.after = frames.last().map_or(self.until, |last| last.arrival);
                 if !frames.is_empty() {
-                    return decode(frames).await.map(Some).map_err(unavailable);
+                    return self.decoder.decode(frames).await.map(Some).map_err(unavailable);
                 }
             }
             if self.is_over().await? {

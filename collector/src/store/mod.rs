@@ -8,8 +8,7 @@ mod open;
 
 use std::path::Path;
 
-use breakglass_api::frame::{Frame, FrameError, Hash, Header};
-use breakglass_api::v1::Batch;
+use breakglass_api::frame::Hash;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
@@ -110,14 +109,6 @@ pub struct StoredFrame {
     pub bytes: Vec<u8>,
 }
 
-impl StoredFrame {
-    /// Checks the frame once more and decodes it.
-    pub fn decode(&self) -> std::result::Result<(Header, Batch), FrameError> {
-        let frame = Frame::parse(&self.bytes)?;
-        Ok((frame.header, frame.batch()?))
-    }
-}
-
 /// Which frames to read.
 #[derive(Clone, Copy, Debug)]
 pub struct Span {
@@ -204,6 +195,17 @@ impl Store {
             .await
             .map_err(failed("find a frame"))?;
         row.map(|row| hash_at(&row, 0)).transpose().map_err(failed("find a frame"))
+    }
+
+    /// The frames of a stream from sequence `from` on, up to the one before `until`, as many as are held.
+    pub async fn stretch(&self, stream_id: [u8; 16], from: u64, until: u64) -> Result<Vec<Vec<u8>>> {
+        sqlx::query_scalar("SELECT bytes FROM frames WHERE stream_id = ? AND seq >= ? AND seq < ? ORDER BY seq")
+            .bind(stream_id.as_slice())
+            .bind(to_db(from))
+            .bind(to_db(until))
+            .fetch_all(&self.readers)
+            .await
+            .map_err(failed("read frames"))
     }
 
     /// Stores all of `frames` or none. They are on the disk when this returns, with the arrival number of the last.

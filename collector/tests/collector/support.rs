@@ -3,10 +3,11 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use breakglass_api::GRPC_MESSAGE_MAX;
-use breakglass_api::frame::{Hash, Header, seal};
+use breakglass_api::frame::{Hash, Header, Sealer};
 use breakglass_api::v1::agent_message::Body as Up;
 use breakglass_api::v1::collector_message::Body as Down;
 use breakglass_api::v1::event::Body;
@@ -291,11 +292,16 @@ pub struct Spool {
     pub seq: u64,
     pub hash: Hash,
     pub clock_ns: u64,
+    /// Bytes left in the segment: 0 begins one.
+    pub room: u64,
+    /// Shared by copies: where they go on differently, their frames begin a run.
+    sealer: Arc<Mutex<Sealer>>,
 }
 
 impl Spool {
     pub fn new(stream: u8) -> Self {
-        Self { stream: [stream; 16], seq: 0, hash: [0; 32], clock_ns: 1_000_000_000 }
+        let sealer = Arc::new(Mutex::new(Sealer::new(1).unwrap()));
+        Self { stream: [stream; 16], seq: 0, hash: [0; 32], clock_ns: 1_000_000_000, room: u64::MAX, sealer }
     }
 
     /// The next frame, with `events` that all belong to `session`.
@@ -309,7 +315,7 @@ impl Spool {
         self.batch(Batch { sessions: session.iter().map(|s| s.to_vec()).collect(), events, resume: Vec::new() })
     }
 
-    pub fn batch(&mut self, batch: Batch) -> Vec<u8> {
+    pub fn batch(&mut self, mut batch: Batch) -> Vec<u8> {
         self.seq += 1;
         let header = Header {
             stream_id: self.stream,
@@ -321,7 +327,7 @@ impl Spool {
             wall_offset_ns: WALL_OFFSET,
             events: 0,
         };
-        let sealed = seal(header, &batch, 1).unwrap();
+        let sealed = self.sealer.lock().unwrap().seal(header, &mut batch, self.room).unwrap();
         self.hash = sealed.hash;
         sealed.bytes
     }

@@ -2,11 +2,12 @@
 
 use breakglass_agent::control::wire;
 use breakglass_api::{
-    frame::{Frame, Header, seal_raw},
+    frame::{Frame, FrameError, HASH_LEN, HEADER_LEN, Header, Unpacker, seal_raw},
     v1::{AgentMessage, ControlRequest, agent_message::Body},
 };
 use breakglass_collector::transcript::Transcript;
 use prost::Message as _;
+use sha2::{Digest, Sha256};
 
 /// Requests in turn, as a connection reads them: what was read is a request, and the same one when it is passed on.
 pub fn control(input: &[u8]) {
@@ -34,13 +35,52 @@ pub fn frame(input: &[u8]) {
     let sealed = seal_raw(header, input.get(1..).unwrap_or_default(), 1).expect("a short batch can be sealed");
     assert!(Frame::parse(&sealed.bytes).is_ok_and(|frame| frame.header == header), "what was sealed is not a frame");
     opened(&sealed.bytes);
+    run(input, &sealed.bytes);
+}
+
+/// Two frames of a run, with pieces of the input as their payloads.
+fn run(input: &[u8], like: &[u8]) {
+    let Some((&[events, cut, raw @ ..], payload)) = input.split_first_chunk::<6>() else { return };
+    let [first, second] = [[raw[0], raw[1]], [raw[2], raw[3]]].map(u16::from_le_bytes);
+    let (before, after) = payload.split_at(usize::from(cut).min(payload.len()));
+    let forged = |place: u8, prev: &[u8], raw: u16, payload: &[u8]| {
+        let mut bytes = like.get(..HEADER_LEN).unwrap_or_default().to_vec();
+        bytes[4..8].copy_from_slice(&[4, 1, place, 0]);
+        bytes[40..48].copy_from_slice(&(2 + u64::from(place)).to_le_bytes());
+        bytes[48..80].copy_from_slice(prev);
+        bytes[104..108].copy_from_slice(&u32::from(events).to_le_bytes());
+        bytes[108..112].copy_from_slice(&u32::from(raw).to_le_bytes());
+        bytes[112..116].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(payload);
+        let hash = Sha256::new().chain_update(b"breakglass-frame-v1\0").chain_update(&bytes).finalize();
+        bytes.extend_from_slice(&hash);
+        bytes
+    };
+    let begun = forged(0, &[3; HASH_LEN], first, before);
+    let continued = forged(1, &begun[begun.len() - HASH_LEN..], second, after);
+    let frames =
+        [&begun, &continued].map(|bytes| Frame::parse(bytes).expect("what was forged has the form of a frame"));
+    let mut unpacker = Unpacker::default();
+    for frame in &frames {
+        assert_eq!(unpacker.lacks(frame), None, "it was given all that it needs");
+        if let Ok(batch) = unpacker.batch(frame) {
+            assert_eq!(batch.events.len(), frame.header.events as usize, "the header's count is not the content's");
+        }
+    }
+    opened(&begun);
+    opened(&continued);
 }
 
 /// Checks a frame that is one: its content fits the header, and moved to another chain it is the same content.
 fn opened(bytes: &[u8]) {
     let Ok(frame) = Frame::parse(bytes) else { return };
-    let moved = frame.reseal([9; 16], 7, [8; 32]).expect("a frame can be moved");
     let batch = frame.batch();
+    if frame.readable_from() < frame.header.seq {
+        let continues = FrameError::Continues { from: frame.readable_from() };
+        assert_eq!(batch, Err(continues), "a frame was read without those before it");
+        return;
+    }
+    let moved = frame.reseal([9; 16], 7, [8; 32]).expect("a frame that can be read by itself can be moved");
     assert_eq!(Frame::parse(&moved.bytes).expect("a moved frame is one").batch(), batch, "moving changes the content");
     if let Ok(batch) = batch {
         assert_eq!(batch.events.len(), frame.header.events as usize, "the header's count is not the content's");

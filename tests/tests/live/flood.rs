@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, fs, thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use breakglass_api::v1::{Batch, Event, Gap, Ring, event::Body};
+use breakglass_api::{
+    frame::Unpacker,
+    v1::{Batch, Event, Gap, Ring, event::Body},
+};
 use breakglass_tests::{
     poll, remains,
     stack::{Options, Stack},
@@ -96,7 +99,7 @@ impl Found {
     fn read(stack: &Stack) -> Result<Self> {
         let mut found = Self::default();
         for file in remains::files(&stack.path("state"))? {
-            for frame in remains::frames(&fs::read(&file)?)? {
+            for frame in remains::frames(&fs::read(&file)?, &mut Unpacker::default())? {
                 Batch::decode(frame.batch.as_slice())?.events.into_iter().try_for_each(|event| found.take(event))?;
             }
         }

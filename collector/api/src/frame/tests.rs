@@ -1,7 +1,13 @@
 use proptest::prelude::*;
 
-use super::*;
+use super::{
+    codec::{NEWEST, RUN_PAYLOAD_MAX},
+    seal::{LARGE, assemble},
+    unpack::count_events,
+    *,
+};
 use crate::v1::{Event, Exec, event::Body};
+use prost::Message;
 
 fn header(seq: u64) -> Header {
     Header {
@@ -24,6 +30,9 @@ fn batch(argv: Vec<Vec<u8>>) -> Batch {
         resume: Vec::new(),
     }
 }
+
+/// Room for any frame.
+const ROOMY: u64 = u64::MAX;
 
 #[test]
 fn every_flipped_bit_is_refused() {
@@ -62,8 +71,8 @@ fn one_sealer_makes_the_same_frames_as_many() {
     for seq in 1..20u64 {
         let mut batch = batch(vec![vec![b'x'; 5000 * (20 - seq as usize)], seq.to_le_bytes().to_vec()]);
         assert_eq!(
-            sealer.seal(header(seq), &mut batch).unwrap().bytes,
-            Sealer::new(1).unwrap().seal(header(seq), &mut batch).unwrap().bytes
+            sealer.seal(header(seq), &mut batch, ROOMY).unwrap().bytes,
+            Sealer::new(1).unwrap().seal(header(seq), &mut batch, ROOMY).unwrap().bytes
         );
     }
 }
@@ -102,7 +111,7 @@ fn a_frame_with_a_dictionary_is_smaller_reads_back_and_can_be_resealed() {
     let mut batch = batch(vec![b"systemctl".to_vec(), b"status".to_vec()]);
     let plain = seal(header(1), &batch, 1).unwrap();
     let before = batch.clone();
-    let sealed = Sealer::new(1).unwrap().seal(header(1), &mut batch).unwrap();
+    let sealed = Sealer::new(1).unwrap().seal(header(1), &mut batch, ROOMY).unwrap();
     assert_eq!(batch, before, "sealing leaves the batch as it was");
     assert!(sealed.bytes.len() < plain.bytes.len(), "{} {}", sealed.bytes.len(), plain.bytes.len());
     for sealed in [plain, sealed] {
@@ -117,37 +126,144 @@ fn a_frame_with_a_dictionary_is_smaller_reads_back_and_can_be_resealed() {
 fn a_large_batch_is_compressed_as_it_is_and_reads_back() {
     let mut sealer = Sealer::new(1).unwrap();
     // On either side of the bound, in turn with one sealer.
-    for (length, codec) in [(10, 3), (LARGE, 1), (LARGE - 100, 3), (3 * LARGE, 1), (10, 3)] {
+    for (length, codec) in [(10, 4), (LARGE, 1), (LARGE - 100, 4), (3 * LARGE, 1), (10, 4)] {
         let mut batch = batch(vec![(0..length).map(|n| (n % 251) as u8).collect()]);
         let before = batch.clone();
-        let sealed = sealer.seal(header(1), &mut batch).unwrap();
+        let sealed = sealer.seal(header(1), &mut batch, ROOMY).unwrap();
         assert_eq!(sealed.bytes[4], codec, "{length}");
         let frame = Frame::parse(&sealed.bytes).unwrap();
         assert_eq!(frame.batch().unwrap(), before, "{length}");
         assert_eq!(batch, before, "{length}: sealing leaves the batch as it was");
     }
-    let huge = sealer.seal(header(1), &mut batch(vec![vec![0; RAW_MAX]])).unwrap_err();
+    let huge = sealer.seal(header(1), &mut batch(vec![vec![0; RAW_MAX]]), ROOMY).unwrap_err();
     assert!(matches!(huge, FrameError::TooLarge { what: "batch", .. }), "{huge}");
 }
 
 #[test]
 fn codecs_that_are_not_known_are_named() {
-    let sealed = Sealer::new(1).unwrap().seal(header(1), &mut batch(vec![])).unwrap().bytes;
+    let sealed = Sealer::new(1).unwrap().seal(header(1), &mut batch(vec![b"id".to_vec()]), ROOMY).unwrap().bytes;
     let with = |codec: [u8; 4]| {
         let mut bytes = sealed.clone();
         bytes[4..8].copy_from_slice(&codec);
         Frame::parse(&bytes).unwrap_err()
     };
-    assert_eq!(with([4, 0, 0, 0]), FrameError::Codec(4));
-    for codec in [2, 3] {
+    assert_eq!(with([5, 0, 0, 0]), FrameError::Codec(5));
+    for codec in [2, 3, 4] {
         assert_eq!(with([codec, 0, 0, 0]), FrameError::Dictionary(0));
         assert_eq!(with([codec, NEWEST + 1, 0, 0]), FrameError::Dictionary(NEWEST + 1));
     }
-    for codec in [[1, 1, 0, 0], [2, 1, 1, 0], [3, 1, 0, 1]] {
+    for codec in [[1, 1, 0, 0], [2, 1, 1, 0], [3, 1, 0, 1], [3, 1, 1, 0], [4, 1, 0, 1]] {
         assert_eq!(with(codec), FrameError::Reserved);
     }
+    assert_eq!(with([4, 1, RUN_FRAMES, 0]), FrameError::Place(RUN_FRAMES));
     // A sound header of the other codec: the hash says that it was changed.
     assert_eq!(with([1, 0, 0, 0]), FrameError::Hash);
+}
+
+/// Seals `batches` behind each other.
+fn chain(sealer: &mut Sealer, first: Header, batches: &mut [Batch]) -> Vec<Sealed> {
+    let mut sealed: Vec<Sealed> = Vec::new();
+    for batch in batches {
+        let header = sealed.last().map_or(first, |last| Header { seq: last.header.seq + 1, prev: last.hash, ..first });
+        sealed.push(sealer.seal(header, batch, ROOMY).unwrap());
+    }
+    sealed
+}
+
+fn place_of(sealed: &Sealed) -> u8 {
+    sealed.bytes[6]
+}
+
+#[test]
+fn frames_of_the_codecs_before_are_read() {
+    let content = batch(vec![b"systemctl".to_vec()]);
+    let mut thinned = content.clone();
+    thin::thin(&mut thinned, 10);
+    for (codec, raw) in [(Codec::Dictionary(1), content.encode_to_vec()), (Codec::Thin(2), thinned.encode_to_vec())] {
+        let dictionary = DICTIONARIES[usize::from(codec.dictionary().unwrap()) - 1];
+        let payload = zstd::bulk::Compressor::with_dictionary(1, dictionary).unwrap().compress(&raw).unwrap();
+        let sealed = assemble(Header { events: 1, ..header(1) }, codec, raw.len(), &payload).unwrap();
+        assert_eq!(Frame::parse(&sealed.bytes).unwrap().batch().unwrap(), content, "{codec:?}");
+    }
+}
+
+#[test]
+fn what_one_frame_says_costs_the_next_one_next_to_nothing() {
+    let argv = || (0..40u32).map(|n| format!("--{}", n.wrapping_mul(2_654_435_761)).into_bytes()).collect::<Vec<_>>();
+    let sealed = chain(&mut Sealer::new(1).unwrap(), header(1), &mut [batch(argv()), batch(argv())]);
+    let [first, second] = [0, 1].map(|at| sealed[at].bytes.len() - HEADER_LEN - HASH_LEN);
+    assert!(second < first / 8, "{first} {second}");
+}
+
+#[test]
+fn a_run_begins_where_the_chain_breaks_the_room_ends_or_it_is_full() {
+    let mut sealer = Sealer::new(1).unwrap();
+    let again = || batch(vec![b"id".to_vec()]);
+    let sealed = chain(&mut sealer, header(1), &mut vec![again(); 2 * usize::from(RUN_FRAMES) + 3]);
+    let places: Vec<u8> = sealed.iter().map(place_of).collect();
+    assert_eq!(places, (0..RUN_FRAMES).cycle().take(sealed.len()).collect::<Vec<_>>());
+    // The last two were taken back, so that the next one does not follow what the compressor saw last.
+    let last = &sealed[sealed.len() - 3];
+    let next = Header { seq: last.header.seq + 1, prev: last.hash, ..last.header };
+    let taken_back = sealer.seal(next, &mut again(), ROOMY).unwrap();
+    assert_eq!(place_of(&taken_back), 0);
+    let next = |sealed: &Sealed| Header { seq: sealed.header.seq + 1, prev: sealed.hash, ..sealed.header };
+    let narrow = sealer.seal(next(&taken_back), &mut again(), 200).unwrap();
+    assert_eq!(place_of(&narrow), 0);
+    let wide = sealer.seal(next(&narrow), &mut again(), 2000).unwrap();
+    assert_eq!(place_of(&wide), 1);
+    let mut of_another = Batch { sessions: vec![vec![1; 16], vec![2; 16]], ..again() };
+    let opened = sealer.seal(next(&wide), &mut of_another, ROOMY).unwrap();
+    assert_eq!(place_of(&opened), 0, "the first frame of a session can be read by itself");
+    let wide = sealer.seal(next(&opened), &mut again(), 2000).unwrap();
+    assert_eq!(place_of(&wide), 1);
+    let other = sealer.seal(Header { stream_id: [1; 16], ..next(&wide) }, &mut again(), ROOMY).unwrap();
+    assert_eq!(place_of(&other), 0);
+}
+
+#[test]
+fn a_frame_of_a_run_is_refused_without_those_before_it() {
+    let mut batches = ["id", "ls", "ps"].map(|name| batch(vec![name.into()]));
+    let sealed = chain(&mut Sealer::new(1).unwrap(), Header { seq: 5, ..header(2) }, &mut batches);
+    let [first, second, third] = [0, 1, 2].map(|at| Frame::parse(&sealed[at].bytes).unwrap());
+    let refused = Err(FrameError::Continues { from: 5 });
+    assert_eq!((first.readable_from(), third.readable_from()), (5, 5));
+    assert_eq!(third.batch(), refused);
+    assert_eq!(third.reseal([8; 16], 1, [0; 32]).unwrap_err(), FrameError::Continues { from: 5 });
+    let mut unpacker = Unpacker::default();
+    unpacker.take(&first).unwrap();
+    assert_eq!((unpacker.lacks(&second), unpacker.lacks(&third)), (None, Some(5)));
+    assert_eq!(unpacker.batch(&third), refused, "one was left out");
+    assert_eq!(unpacker.batch(&second), refused, "and now nothing is known");
+    unpacker.take(&first).unwrap();
+    unpacker.take(&second).unwrap();
+    assert_eq!(unpacker.batch(&third).unwrap(), batches[2]);
+    assert_eq!(first.batch().unwrap(), batches[0], "the first needs no other");
+}
+
+/// A frame of a run with any payload.
+fn forged(before: Option<&Sealed>, place: u8, raw_len: usize, payload: &[u8]) -> Sealed {
+    let header = before.map_or(header(1), |last| Header { seq: last.header.seq + 1, prev: last.hash, ..last.header });
+    assemble(header, Codec::Run { dictionary: NEWEST, place }, raw_len, payload).unwrap()
+}
+
+#[test]
+fn a_run_cannot_be_made_to_cost_much() {
+    let mut unpacker = Unpacker::default();
+    let first = forged(None, 0, RUN_RAW_MAX, b"x");
+    let second = forged(Some(&first), 1, 1, b"y");
+    unpacker.take(&Frame::parse(&first.bytes).unwrap()).unwrap();
+    let refused = unpacker.take(&Frame::parse(&second.bytes).unwrap()).unwrap_err();
+    assert!(matches!(refused, FrameError::TooLarge { what: "run", .. }), "{refused}");
+    let long = forged(None, 0, 10, &vec![0; RUN_PAYLOAD_MAX + 1]);
+    let refused = Frame::parse(&long.bytes).unwrap_err();
+    assert!(matches!(refused, FrameError::TooLarge { what: "run's payload", .. }), "{refused}");
+    let late = forged(Some(&first), 2, 1, b"z");
+    assert_eq!(
+        Frame::parse(&late.bytes).unwrap_err(),
+        FrameError::Place(2),
+        "the third frame of a run is not number 2"
+    );
 }
 
 proptest! {
@@ -175,5 +291,27 @@ proptest! {
     fn noise_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
         let _ = Frame::parse(&bytes);
         let _ = frame_len(&bytes);
+    }
+
+    #[test]
+    fn runs_are_read_in_order_and_from_their_beginning(
+        lens in proptest::collection::vec(prop_oneof![8 => 0usize..4000, 1 => 0usize..3 * LARGE / 2], 1..60),
+        from in any::<proptest::sample::Index>(),
+    ) {
+        let content = |(at, len): (usize, usize)| batch(vec![(0..len).map(|n| (n * (at + 1) % 251) as u8).collect()]);
+        let mut batches: Vec<Batch> = lens.iter().copied().enumerate().map(content).collect();
+        let sealed = chain(&mut Sealer::new(1).unwrap(), header(1), &mut batches);
+        let mut unpacker = Unpacker::default();
+        for (sealed, batch) in sealed.iter().zip(&batches) {
+            prop_assert_eq!(&unpacker.batch(&Frame::parse(&sealed.bytes).unwrap()).unwrap(), batch);
+        }
+        let at = from.index(sealed.len());
+        let frame = Frame::parse(&sealed[at].bytes).unwrap();
+        let first = frame.readable_from() as usize - 1;
+        let mut unpacker = Unpacker::default();
+        for sealed in &sealed[first..at] {
+            unpacker.take(&Frame::parse(&sealed.bytes).unwrap()).unwrap();
+        }
+        prop_assert_eq!(unpacker.batch(&frame).unwrap(), batches[at].clone());
     }
 }

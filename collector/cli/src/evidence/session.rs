@@ -1,7 +1,7 @@
 //! What is in the frames: the session's opening and closing, and the numbers of kernel records.
 
 use breakglass_api::{
-    frame::{Frame, Header},
+    frame::{Frame, Header, Unpacker},
     v1::{SessionClosed, SessionOpened, event::Body},
 };
 
@@ -22,12 +22,13 @@ pub struct Told {
     pub alerts: u64,
     /// Kernel records.
     pub numbers: Numbers,
+    unpacker: Unpacker,
 }
 
 impl Told {
     /// Takes one frame. The error says what cannot be read.
     pub fn take(&mut self, session: [u8; 16], frame: &Frame<'_>) -> Result<(), String> {
-        let batch = frame.batch().map_err(|error| error.to_string())?;
+        let batch = self.unpacker.batch(frame).map_err(|error| error.to_string())?;
         // Event.session is an index plus one.
         let own = batch.sessions.iter().position(|id| id.as_slice() == session);
         let own = own.and_then(|at| u32::try_from(at + 1).ok());

@@ -1,11 +1,11 @@
 //! A host that records and signs as the agent does, and a thief who has some of its keys.
 
-use std::collections::BTreeMap;
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
 use breakglass_api::{
     checkpoint::{Kind, Number, Signed, Statement, reason},
     evidence::{Writer, kind},
-    frame::{self, Frame, Hash, Header, Sealer},
+    frame::{self, Frame, Hash, Header, Sealer, Unpacker},
     v1::{AccountChanged, AgentStarted, Batch, Event, Exec, Gap, KernelRef, SessionClosed, SessionOpened, event::Body},
 };
 use ed25519_dalek::{Signer, SigningKey};
@@ -34,6 +34,8 @@ pub struct Host {
     pub now_ns: u64,
     /// Makes keys differ from host to host.
     pub salt: u8,
+    /// What puts frames into runs; none: each can be read by itself.
+    pub sealer: Option<Rc<RefCell<Sealer>>>,
 }
 
 impl Host {
@@ -47,7 +49,13 @@ impl Host {
             numbers: BTreeMap::from([(0, 40), (1, 7)]),
             now_ns: 1000 * SECOND,
             salt,
+            sealer: None,
         }
+    }
+
+    /// One whose frames are in runs, as those of an agent are.
+    pub fn with_runs(salt: u8) -> Self {
+        Self { sealer: Some(Rc::new(RefCell::new(Sealer::new(1).unwrap()))), ..Self::new(salt) }
     }
 
     pub fn host_key(&self) -> [u8; 32] {
@@ -83,8 +91,11 @@ impl Host {
         };
         let sessions = if of_session { vec![SESSION.to_vec()] } else { Vec::new() };
         let mut batch = Batch { sessions, events, resume: Vec::new() };
-        // Both codecs in turn.
-        self.frames.push(sealed(header, &mut batch, header.seq.is_multiple_of(2)));
+        self.frames.push(match &self.sealer {
+            Some(sealer) => sealer.borrow_mut().seal(header, &mut batch, u64::MAX).unwrap().bytes,
+            // Both codecs in turn.
+            None => sealed(header, &mut batch, header.seq.is_multiple_of(2)),
+        });
         self.seq()
     }
 
@@ -104,9 +115,13 @@ impl Host {
 
     /// Runs a program on each of two CPUs.
     pub fn work(&mut self, what: &str) -> u64 {
+        self.runs(true, what)
+    }
+
+    fn runs(&mut self, of_session: bool, what: &str) -> u64 {
         let origins = [self.number(0, 2), self.number(1, 0)];
         let exec = |argument: &str| Body::Exec(Exec { argv: vec![argument.into()], ..Default::default() });
-        self.record(true, origins.into_iter().map(|origin| (Some(origin), exec(what))).collect())
+        self.record(of_session, origins.into_iter().map(|origin| (Some(origin), exec(what))).collect())
     }
 
     pub fn gap(&mut self, declared: bool) -> u64 {
@@ -178,12 +193,16 @@ impl Host {
 
 /// A whole session as a host records it: opened in frame 5, closed in frame 18.
 pub fn recorded(salt: u8) -> Host {
-    let mut host = Host::new(salt);
+    recorded_by(Host::new(salt))
+}
+
+/// The same, by a host that has recorded nothing yet.
+pub fn recorded_by(mut host: Host) -> Host {
     host.started(true);
     host.checkpoint(None);
     host.turn();
     host.now_ns += 600 * SECOND;
-    host.work("before");
+    host.runs(false, "before");
     let opened = host.open();
     host.checkpoint(Some((reason::OPENED, opened)));
     host.turn();
@@ -282,9 +301,20 @@ pub fn resealed(bytes: &[u8], change: impl FnOnce(&mut Header, &mut Batch)) -> V
 fn sealed(header: Header, batch: &mut Batch, plain: bool) -> Vec<u8> {
     let sealed = match plain {
         true => frame::seal(header, batch, 1),
-        false => Sealer::new(1).and_then(|mut sealer| sealer.seal(header, batch)),
+        false => Sealer::new(1).and_then(|mut sealer| sealer.seal(header, batch, u64::MAX)),
     };
     sealed.unwrap().bytes
+}
+
+/// The last of `frames`, which may be in runs, as one that can be read by itself.
+pub fn taken_out(frames: &[Vec<u8>]) -> Vec<u8> {
+    let mut unpacker = Unpacker::default();
+    let mut read = frames.iter().map(|bytes| {
+        let frame = Frame::parse(bytes).unwrap();
+        (frame.header, unpacker.batch(&frame).unwrap())
+    });
+    let (header, mut batch) = read.by_ref().last().unwrap();
+    sealed(header, &mut batch, true)
 }
 
 /// Makes every frame from `seq` on name the one before it again.

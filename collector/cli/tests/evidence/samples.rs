@@ -7,7 +7,7 @@ use breakglass_api::{
 };
 
 use super::{
-    forge::{Host, Parts, SESSION, rechain, recorded, resealed, sign},
+    forge::{Host, Parts, SESSION, rechain, recorded, recorded_by, resealed, sign, taken_out},
     proofs,
 };
 
@@ -69,6 +69,7 @@ pub fn all() -> Vec<Sample> {
     let mut samples = good();
     samples.extend(damaged());
     samples.extend(forged_frames());
+    samples.extend(in_runs());
     samples.extend(forged_statements());
     samples.extend(stolen_keys());
     samples.extend(incomplete());
@@ -126,6 +127,33 @@ fn with_gap() -> Sample {
     let mut sample = Sample::new("records declared missing", Parts::of(&host).file(), &[]);
     sample.unproved.push("complete");
     sample
+}
+
+/// Frames that share their compression: all from the opening in frame 5 on are one run.
+fn in_runs() -> Vec<Sample> {
+    let host = recorded_by(Host::with_runs(1));
+    let sample = |name, failed: &[(&'static str, Option<u64>)], change: fn(&mut Parts)| {
+        let mut parts = Parts::of(&host);
+        change(&mut parts);
+        Sample::new(name, parts.file(), failed)
+    };
+    let unreadable = ("content", Some(10));
+    let holes = ("complete", Some(5));
+    vec![
+        sample("in runs", &[], |parts| assert!(Frame::parse(parts.frame(18)).unwrap().readable_from() == 5)),
+        sample("in runs, flip", &[("frames", Some(9)), unreadable, holes], |parts| parts.frame(9)[130] ^= 4),
+        sample("in runs, drop", &[("chain", Some(10)), unreadable, holes], |parts| drop(parts.frames.remove(4))),
+        sample("in runs, one frame changed", &[("chain", Some(10)), unreadable, holes], |parts| {
+            *parts.frame(9) = innocent(&taken_out(&parts.frames[..5]));
+        }),
+        sample("in runs, one frame moved to another place", &[("frames", Some(9)), unreadable, holes], |parts| {
+            parts.frame(9)[6] = 3;
+        }),
+        sample("in runs, no beginning", &[("opening", Some(5)), ("content", Some(6)), ("complete", None)], |parts| {
+            parts.frames.remove(0);
+        })
+        .but_unproved("time"),
+    ]
 }
 
 /// Accidents, and forgers who do not know the digest.

@@ -3,7 +3,10 @@
 use std::{fs, process::Command, thread, time::Duration};
 
 use anyhow::{Context, Result};
-use breakglass_api::v1::{Batch, Event, Ring, event::Body};
+use breakglass_api::{
+    frame::Unpacker,
+    v1::{Batch, Event, Ring, event::Body},
+};
 use breakglass_tests::{
     machine, poll, remains,
     stack::{Options, Stack, pins},
@@ -231,7 +234,7 @@ fn size_of(name: &str, line: impl Fn(&Stack) -> String) -> Result<(f64, u64)> {
         for file in remains::files(&stack.path("state"))? {
             // One that is gone by now was being replaced; frames lie in files that stay.
             let Ok(content) = fs::read(&file) else { continue };
-            for frame in remains::frames(&content)? {
+            for frame in remains::frames(&content, &mut Unpacker::default())? {
                 sample(name, &frame.batch)?;
                 bytes += frame.bytes as u64;
                 let events = Batch::decode(frame.batch.as_slice())?.events;

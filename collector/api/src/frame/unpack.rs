@@ -1,0 +1,148 @@
+//! Reading what is in frames.
+
+use prost::Message;
+
+use super::{
+    Frame, FrameError, Hash,
+    codec::{Codec, RUN_END, check_run, decompress},
+    thin,
+};
+use crate::v1::Batch;
+
+/// Reads the batches of one stream's frames, given in their order. It remembers the payloads of the run under way, some kilobytes, with which the
+/// next frame can be read.
+#[derive(Clone, Debug, Default)]
+pub struct Unpacker {
+    run: Option<Run>,
+}
+
+/// The part of a run that was given.
+#[derive(Clone, Debug)]
+struct Run {
+    stream_id: [u8; 16],
+    dictionary: u8,
+    /// Of the last frame.
+    place: u8,
+    seq: u64,
+    hash: Hash,
+    /// All payloads, joined.
+    payload: Vec<u8>,
+    /// Their length, decompressed.
+    raw: usize,
+}
+
+impl Unpacker {
+    /// The frame from which on frames must be given before this one can be read; `None` where it can be read now.
+    pub fn lacks(&self, frame: &Frame<'_>) -> Option<u64> {
+        let can_be_read = frame.codec.place() == 0 || self.run.as_ref().is_some_and(|run| run.is_before(frame));
+        (!can_be_read).then(|| frame.readable_from())
+    }
+
+    /// Takes note of a frame for the sake of those that continue its run, without reading it.
+    ///
+    /// # Errors
+    ///
+    /// [`FrameError::Continues`] where it continues a run itself and the last frame given was not the one before it, [`FrameError::TooLarge`] where the
+    /// run becomes larger than any may be.
+    pub fn take(&mut self, frame: &Frame<'_>) -> Result<(), FrameError> {
+        let before = self.run.take();
+        let Codec::Run { dictionary, place } = frame.codec else { return Ok(()) };
+        let (mut payload, raw) = match place {
+            0 => (Vec::new(), 0),
+            _ => match before.filter(|run| run.is_before(frame)) {
+                Some(run) => (run.payload, run.raw),
+                None => return Err(FrameError::Continues { from: frame.readable_from() }),
+            },
+        };
+        payload.extend_from_slice(frame.payload);
+        let raw = raw + frame.raw_len;
+        check_run(raw, payload.len())?;
+        let (header, hash) = (&frame.header, frame.hash);
+        self.run = Some(Run { stream_id: header.stream_id, dictionary, place, seq: header.seq, hash, payload, raw });
+        Ok(())
+    }
+
+    /// Decompresses and decodes the payload of a frame.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Unpacker::take`]; others where its content is not what its header says.
+    pub fn batch(&mut self, frame: &Frame<'_>) -> Result<Batch, FrameError> {
+        self.take(frame)?;
+        match &self.run {
+            Some(run) => {
+                let raw = run.decompress()?;
+                decode(frame, raw.get(run.raw - frame.raw_len..).unwrap_or_default())
+            }
+            None => decode(frame, &decompress(frame.codec.dictionary(), frame.payload, frame.raw_len)?),
+        }
+    }
+}
+
+impl Run {
+    /// Whether a frame is the one behind the last that was given.
+    fn is_before(&self, frame: &Frame<'_>) -> bool {
+        let Codec::Run { dictionary, place } = frame.codec else { return false };
+        let header = &frame.header;
+        (self.stream_id, self.hash, self.dictionary) == (header.stream_id, header.prev, dictionary)
+            && Some(header.seq) == self.seq.checked_add(1)
+            && place == self.place + 1
+    }
+
+    /// What all its frames so far hold.
+    fn decompress(&self) -> Result<Vec<u8>, FrameError> {
+        let whole = [self.payload.as_slice(), &RUN_END].concat();
+        decompress(Some(self.dictionary), &whole, self.raw)
+    }
+}
+
+/// Decodes the decompressed payload of a frame.
+fn decode(frame: &Frame<'_>, raw: &[u8]) -> Result<Batch, FrameError> {
+    // Before decoding: two bytes of payload can become an event of hundreds in memory, so whoever trusts the header's count
+    // to bound what this costs must be able to.
+    let found = count_events(raw).ok_or_else(|| FrameError::Batch("a field is cut short".to_owned()))?;
+    if found != frame.header.events as usize {
+        return Err(FrameError::Count { found, claimed: frame.header.events });
+    }
+    let mut batch = Batch::decode(raw).map_err(|e| FrameError::Batch(e.to_string()))?;
+    if frame.codec.is_thinned() {
+        thin::restore(&mut batch, frame.header.first_boot_ns);
+    }
+    Ok(batch)
+}
+
+/// Number of the field `Batch.events`.
+const EVENTS_FIELD: u64 = 2;
+
+/// How many events an encoded batch holds, without decoding them; `None` where it cannot be a batch.
+pub(super) fn count_events(mut raw: &[u8]) -> Option<usize> {
+    let mut events = 0;
+    while !raw.is_empty() {
+        let key = take_varint(&mut raw)?;
+        // The wire types of protocol buffers; groups (3 and 4) are not used by any message of ours.
+        let len = match key & 7 {
+            0 => take_varint(&mut raw).map(|_| 0)?,
+            1 => 8,
+            2 => usize::try_from(take_varint(&mut raw)?).ok()?,
+            5 => 4,
+            _ => return None,
+        };
+        raw = raw.get(len..)?;
+        events += usize::from(key == EVENTS_FIELD << 3 | 2);
+    }
+    Some(events)
+}
+
+/// A protocol-buffers varint: seven bits a byte, the lowest first, at most ten bytes.
+fn take_varint(raw: &mut &[u8]) -> Option<u64> {
+    let mut value = 0u64;
+    for shift in (0..70).step_by(7) {
+        let (byte, rest) = raw.split_first()?;
+        *raw = rest;
+        value |= u64::from(byte & 0x7f).checked_shl(shift)?;
+        if byte & 0x80 == 0 {
+            return Some(value);
+        }
+    }
+    None
+}
