@@ -28,9 +28,9 @@ const IDLE_WAIT: Duration = Duration::from_secs(1);
 /// longest pause between two. A steady stream of events shares syncs and frames, which is most of what the agent costs, and each
 /// frame takes some 250 bytes whatever is in it; an event waits at most for the commit under way, the pause and its own commit, well within its budget of 15 ms.
 /// A slow disk gathers by itself. The agent's own events do not wait.
-const CYCLE: Duration = Duration::from_micros(12_500);
+const CYCLE: Duration = Duration::from_micros(13_500);
 const GATHER_MIN: Duration = Duration::from_millis(2);
-const GATHER_MAX: Duration = Duration::from_millis(11);
+const GATHER_MAX: Duration = Duration::from_millis(12);
 /// What is asked of the source at once, bytes.
 const READ_BYTES: usize = 512 * 1024;
 /// What a round takes before it is written, bytes.

@@ -103,7 +103,7 @@ impl Default for Pace {
         Self {
             window_bytes: 4 << 20,
             window_frames: 1024,
-            gather: Duration::from_millis(25),
+            gather: Duration::from_millis(29),
             connect: Duration::from_secs(3),
             talk: Duration::from_secs(1),
             keepalive: Duration::from_secs(2),
@@ -236,9 +236,12 @@ impl Shipper {
             .build()?;
         let (ending, ended) = oneshot::channel();
         thread::Builder::new().name("ship".into()).spawn(move || {
-            runtime.block_on(worker.run());
-            // Nobody may be waiting any more.
-            let _ = ending.send(());
+            // As a task of its own: whenever the future that a runtime blocks on is woken, it writes to itself and polls once more.
+            let ended = runtime.block_on(async { tokio::spawn(worker.run()).await });
+            if ended.is_ok() {
+                // Nobody may be waiting any more.
+                let _ = ending.send(());
+            }
         })?;
         shipper.ended = Some(ended);
         Ok(shipper)

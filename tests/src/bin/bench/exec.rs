@@ -30,9 +30,10 @@ const LOOP: u64 = 500;
 const QUIET: f64 = 0.02;
 const QUIET_LOOK: Duration = Duration::from_millis(500);
 
-/// Rate at which the agent's own use of the processor is measured, programs a second, and for how many programs.
+/// Rate at which the agent's own use of the processor is measured, programs a second, for how many programs, and how often.
 const PACE: u64 = 1000;
 const PACED: u64 = 10_000;
+const PACED_ROUNDS: u64 = 5;
 
 /// A user that is not the emergency account.
 const BYSTANDER: u32 = 65_534;
@@ -180,20 +181,26 @@ pub fn times(text: &str) -> Result<(f64, f64)> {
 pub fn load(effort: Effort) -> Result<Vec<Figure>> {
     Stack::with(Options::default(), |stack| {
         let opened = stack.open("measured", "10m")?;
-        // The look at the host that an opening brings is no part of a steady rate.
-        wait_until_quiet(stack)?;
-        let before = [machine::cpu_seconds(stack.agent.pid())?, machine::cpu_seconds(stack.collector.pid())?];
+        let used = || [stack.agent.pid(), stack.collector.pid()].map(machine::cpu_seconds);
         let line = format!("{} execs {} --rate {PACE}", stack.probe().display(), effort.runs(PACED));
-        let seconds = times(&stack.ssh_run(&opened, &line)?)?.0 / 1e9;
-        stack.wait_until_acknowledged()?;
-        let after = [machine::cpu_seconds(stack.agent.pid())?, machine::cpu_seconds(stack.collector.pid())?];
-        let share = |at: usize| Some(vec![(after.get(at)? - before.get(at)?) / seconds * 100.0]);
-        let rate = effort.runs(PACED) as f64 / seconds;
+        let (mut agent, mut collector, mut lasted) = (Vec::new(), Vec::new(), 0.0);
+        for _ in 0..PACED_ROUNDS {
+            // The look at the host that an opening brings is no part of a steady rate.
+            wait_until_quiet(stack)?;
+            let before = used();
+            let seconds = times(&stack.ssh_run(&opened, &line)?)?.0 / 1e9;
+            stack.wait_until_acknowledged()?;
+            lasted += seconds;
+            for ((shares, before), after) in [&mut agent, &mut collector].into_iter().zip(before).zip(used()) {
+                shares.push((after? - before?) / seconds * 100.0);
+            }
+        }
+        let rate = (PACED_ROUNDS * effort.runs(PACED)) as f64 / lasted;
         let mebibytes = |pid, field| anyhow::Ok(vec![machine::memory_kib(pid, field)? as f64 / 1024.0]);
         let at = format!("at {rate:.0} exec/s");
         let figures = vec![
-            Figure::new(format!("agent, one core {at}"), "%", share(0).context("no time")?, Budget::MedianAtMost(3.0)),
-            Figure::new(format!("collector, one core {at}"), "%", share(1).context("no time")?, Budget::None),
+            Figure::new(format!("agent, one core {at}"), "%", agent, Budget::MedianAtMost(3.0)),
+            Figure::new(format!("collector, one core {at}"), "%", collector, Budget::None),
             Figure::new(
                 "agent memory without rings (RssAnon)",
                 "MiB",
