@@ -84,7 +84,8 @@ except ImportError:
 MANIFEST, LINK, CHECKPOINT, FRAME, END = 1, 2, 3, 4, 0xFFFFFFFF
 REVIEWED, LOG, INCLUSION, CONSISTENCY = 16, 17, 18, 19
 RAW_MAX, PAYLOAD_MAX = 33_554_432, 33_817_600
-RUN_FRAMES, RUN_RAW_MAX, RUN_PAYLOAD_MAX = 16, 262_144, 524_288
+RUN_FRAMES, RUN_RAW_MAX, RUN_PAYLOAD_MAX, RUN_BLOCKS_MAX = 16, 262_144, 524_288, 64
+RUN_BEGIN = b"\x28\xb5\x2f\xfd\x00\x40"
 SECTION_MAX = PAYLOAD_MAX + 152
 OPENED, CLOSED = 2, 4
 SLACK_NS = 120_000_000_000
@@ -255,6 +256,21 @@ EVENT_SESSION, ORIGIN, SESSION_OPENED, SESSION_CLOSED, AGENT_STARTED, GAP = 2, 3
 OPERATOR, OPERATOR_KEY = 1, 2
 
 
+def check_blocks(payload, place):
+    """Whole blocks, none of them the last, behind the beginning of a zstd frame where the run begins."""
+    if place == 0 and not payload.startswith(RUN_BEGIN):
+        raise Broken("a run's payload does not begin as one")
+    at, blocks = len(RUN_BEGIN) if place == 0 else 0, 0
+    while at < len(payload):
+        header = int.from_bytes(payload[at:at + 3], "little")
+        kind, size = header >> 1 & 3, header >> 3
+        at, blocks = at + 3 + (1 if kind == 1 else size), blocks + 1
+        if at > len(payload) or header & 1 or kind == 3:
+            raise Broken("a run's payload is not whole blocks")
+    if not 1 <= blocks <= RUN_BLOCKS_MAX:
+        raise Broken("a run's payload has no block, or too many")
+
+
 class Payloads:
     """Decompresses payloads, those of a run with those before them."""
 
@@ -271,6 +287,7 @@ class Payloads:
             frame.place, frame.seq, frame.prev, frame.stream, frame.dictionary,
         ):
             raise Broken("the frame continues a run that is not there")
+        check_blocks(frame.payload, frame.place)
         self.payload += frame.payload
         self.raw_len += frame.raw_len
         if self.raw_len > RUN_RAW_MAX or len(self.payload) > RUN_PAYLOAD_MAX:

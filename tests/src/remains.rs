@@ -111,8 +111,12 @@ fn database(file: &Path, needle: &[u8]) -> Result<Vec<String>> {
             for column in columns {
                 let column: String = column.try_get(0)?;
                 let query = format!("select cast(\"{}\" as blob) from \"{quoted}\"", column.replace('"', "\"\""));
-                // Tables without stored content cannot be read; what they were made from lies elsewhere.
-                let Ok(rows) = sqlx::query(&query).fetch_all(&mut connection).await else { continue };
+                // Tables without stored content cannot be read; what they were made from lies elsewhere. Not so the frames.
+                let rows = match sqlx::query(&query).fetch_all(&mut connection).await {
+                    Err(error) if table == "frames" => return Err(error.into()),
+                    Err(_) => continue,
+                    Ok(rows) => rows,
+                };
                 // Frames lie in the order in which they came, and this is only ever used with one host.
                 let mut unpacker = Unpacker::default();
                 for row in rows {
@@ -133,7 +137,7 @@ fn database(file: &Path, needle: &[u8]) -> Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use breakglass_api::{
-        frame::{Header, seal},
+        frame::{Header, Sealer, seal},
         v1::{Batch, Event, Exec, event::Body},
     };
 
@@ -164,6 +168,37 @@ mod tests {
         let batches = frames(&bytes, &mut Unpacker::default()).unwrap();
         assert_eq!(batches.len(), 1);
         assert!(find(&batches[0].batch, b"correct horse").is_some());
+    }
+
+    #[test]
+    fn finds_what_only_the_last_frame_of_a_run_says() {
+        let folder = std::env::temp_dir().join(format!("breakglass-remains-run-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let (mut sealer, mut frames, mut prev) = (Sealer::new(1).unwrap(), Vec::new(), [0; 32]);
+        for (seq, word) in (1..).zip(["horse", "horse horse", "horse battery"]) {
+            let exec = Exec { argv: vec![word.into()], ..Exec::default() };
+            let event = Event { body: Some(Body::Exec(exec)), ..Event::default() };
+            let header = Header { seq, prev, ..Frame::parse(&frame(b"")).unwrap().header };
+            let mut batch = Batch { events: vec![event], ..Batch::default() };
+            let sealed = sealer.seal(header, &mut batch, u64::MAX).unwrap();
+            prev = sealed.hash;
+            frames.push(sealed.bytes);
+        }
+        assert_eq!(Frame::parse(&frames[2]).unwrap().readable_from(), 1);
+        fs::write(folder.join("segment"), frames.concat()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let options = SqliteConnectOptions::new().filename(folder.join("db")).create_if_missing(true);
+            let mut connection = options.connect().await.unwrap();
+            sqlx::query("create table frames (bytes blob)").execute(&mut connection).await.unwrap();
+            for frame in frames {
+                sqlx::query("insert into frames values (?)").bind(frame).execute(&mut connection).await.unwrap();
+            }
+        });
+        let places = places(&folder, b"horse battery").unwrap();
+        assert!(places.iter().any(|place| place.contains("table frames")), "{places:?}");
+        assert!(places.iter().any(|place| place.ends_with("segment inside a frame")), "{places:?}");
+        fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

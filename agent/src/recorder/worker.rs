@@ -26,7 +26,7 @@ use crate::spool::{Position, Pressure, Spool, SpoolError, resume};
 const IDLE_WAIT: Duration = Duration::from_secs(1);
 /// Time that the end of one commit and the end of the next are apart at most while only the kernel produces, and shortest and
 /// longest pause between two. A steady stream of events shares syncs and frames, which is most of what the agent costs, and each
-/// frame takes some 250 bytes whatever is in it; an event waits at most for the commit under way, the pause and its own commit, well within its budget of 15 ms.
+/// frame takes some 200 bytes whatever is in it; an event waits at most for the commit under way, the pause and its own commit, a millisecond within its budget of 15 ms.
 /// A slow disk gathers by itself. The agent's own events do not wait.
 const CYCLE: Duration = Duration::from_micros(13_500);
 const GATHER_MIN: Duration = Duration::from_millis(2);

@@ -52,8 +52,8 @@
 //!    and the agent says so in the record, by alerts `spool-cut`.
 //! 4. No frame at all: a new generation with a new stream id begins. A stream that may have been shipped is never
 //!    begun a second time.
-//! 5. Anything else that does not fit is damage. The frames before it stay. Every intact frame behind it is sealed again
-//!    into a new generation, which begins with an alert `spool-damaged` saying which file, where, and which frames are missing.
+//! 5. Anything else that does not fit is damage, and with a damaged frame the rest of its run. The frames before it stay. Every
+//!    frame behind it that can be read is sealed again into a new generation, which begins with an alert `spool-damaged` saying which file, where, and which frames are missing.
 //!    The damaged segments move to `damaged/`. All of this is prepared in `repair/` and takes effect at once.
 //! 6. A spool that ends before what `acked` says (a disk image put back) goes on in a new generation, after an alert
 //!    `spool-rolled-back`: the old stream's next sequence is already taken at the collector.

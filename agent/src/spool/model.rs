@@ -3,7 +3,7 @@
 use std::{cell::RefCell, path::Path, sync::Arc};
 
 use breakglass_api::{
-    frame::{self, Hash, Header, Sealed, Sealer},
+    frame::{self, FrameError, Hash, Header, Sealed, Sealer, Unpacker},
     v1::{Batch, Event, TerminalOutput, event::Body},
 };
 use proptest::prelude::*;
@@ -56,7 +56,8 @@ pub fn seal_next(spool: &Spool, mark: u64, fill: usize, ends_group: bool) -> Sea
     noise.truncate(fill);
     let body = Some(Body::TerminalOutput(TerminalOutput { data: noise, ..TerminalOutput::default() }));
     let mut batch = Batch {
-        sessions: Vec::new(),
+        // Another one now and then, and the one before again.
+        sessions: vec![vec![(mark / 7 % 3) as u8; 16]; usize::from(!mark.is_multiple_of(5))],
         events: vec![Event { boot_ns: mark, body, ..Event::default() }],
         resume: if ends_group { resume::encode(Some(&mark.to_le_bytes())) } else { Vec::new() },
     };
@@ -71,7 +72,7 @@ thread_local! {
 /// Everything that a reader sees from `seq` on, checked against itself.
 pub fn read_all(reader: &mut SpoolReader, generation: u64, seq: u64) -> Vec<(u64, u64, Hash)> {
     let mut out: Vec<(u64, u64, Hash)> = Vec::new();
-    let mut next = seq;
+    let (mut next, mut unpacker) = (seq, Unpacker::default());
     loop {
         let frames = reader.read(generation, next, 700).unwrap();
         if frames.is_empty() {
@@ -81,6 +82,14 @@ pub fn read_all(reader: &mut SpoolReader, generation: u64, seq: u64) -> Vec<(u64
         assert!(frames.starts_with(&recent), "what is in memory is not what is on the disk");
         for stored in frames {
             let frame = frame::Frame::parse(&stored.bytes).unwrap();
+            match unpacker.batch(&frame) {
+                Ok(batch) => assert!(batch.events.iter().any(|event| event.boot_ns == frame.header.first_boot_ns)),
+                // Reading began in the middle of a run.
+                Err(FrameError::Continues { from }) => {
+                    assert!(from < seq, "frame {next} is unreadable")
+                }
+                Err(error) => panic!("frame {next}: {error}"),
+            }
             assert_eq!((stored.seq, stored.hash, stored.prev), (next, frame.hash, frame.header.prev));
             if let Some((_, _, last)) = out.last() {
                 assert_eq!(*last, stored.prev, "the chain is broken before frame {next}");

@@ -19,7 +19,7 @@ use crate::recorder::clock;
 
 /// Longest list of what a repair moves, bytes: a line of 90 bytes for each segment of the smallest size in 512 GiB.
 const COMMIT_MAX: usize = 48 << 20;
-/// Level of the frame that says what happened, and of those that are made anew.
+/// Level of the one small frame that says what happened.
 const LEVEL: i32 = 1;
 
 /// What the new generation is to be.
@@ -51,7 +51,7 @@ pub fn run(disk: &Disk, dir: &Path, limits: &Limits, plan: &Plan<'_>) -> Result<
     for piece in intact.iter().filter(|piece| first_moved.is_some_and(|first| piece.id >= first)) {
         copy_piece(disk.as_ref(), dir, &staging, piece)?;
     }
-    let mut writer = StagingWriter::new(disk.as_ref(), &staging, limits, plan)?;
+    let mut writer = StagingWriter::new(disk.as_ref(), &staging, limits, plan);
     writer.alerts(plan)?;
     for piece in broken {
         writer.salvage(dir, piece)?;
@@ -154,21 +154,17 @@ struct StagingWriter<'a> {
     limits: &'a Limits,
     generation: u64,
     stream_id: [u8; 16],
-    sealer: Sealer,
     last: Option<(u64, Hash)>,
+    /// Segments of which a frame could not be read.
+    left_behind: BTreeSet<SegmentId>,
     file: Option<(Box<dyn DiskFile>, u64)>,
 }
 
 impl<'a> StagingWriter<'a> {
-    fn new(
-        disk: &'a dyn FileSystem,
-        staging: &'a Path,
-        limits: &'a Limits,
-        plan: &Plan<'_>,
-    ) -> Result<Self, SpoolError> {
+    fn new(disk: &'a dyn FileSystem, staging: &'a Path, limits: &'a Limits, plan: &Plan<'_>) -> Self {
         let (generation, stream_id) = (plan.generation, plan.stream_id);
-        let sealer = Sealer::new(LEVEL).map_err(|source| SpoolError::Repair { dir: staging.to_owned(), source })?;
-        Ok(Self { disk, staging, limits, generation, stream_id, sealer, last: None, file: None })
+        let left_behind = BTreeSet::new();
+        Self { disk, staging, limits, generation, stream_id, last: None, left_behind, file: None }
     }
 
     fn alerts(&mut self, plan: &Plan<'_>) -> Result<(), SpoolError> {
@@ -190,7 +186,7 @@ impl<'a> StagingWriter<'a> {
             wall_offset_ns: now.wall_offset_ns,
             events: 0,
         };
-        let sealed = self.sealer.seal(header, &mut batch, 0);
+        let sealed = Sealer::new(LEVEL).and_then(|mut sealer| sealer.seal(header, &mut batch, 0));
         self.write(&sealed.map_err(|source| self.failed(source))?)
     }
 
@@ -205,34 +201,19 @@ impl<'a> StagingWriter<'a> {
             super::scan::read_frame(file.as_ref(), offset, piece.end, &mut buf).map_err(damaged)?;
             let frame = Frame::parse(&buf).map_err(|source| self.failed(source))?;
             let (seq, prev) = self.last.map_or((1, [0; 32]), |(seq, hash)| (seq + 1, hash));
-            match self.moved(&mut unpacker, &frame, seq, prev) {
+            let moved = unpacker.reseal(&frame, self.stream_id, seq, prev).map_err(|source| self.failed(source))?;
+            match moved {
                 Ok(sealed) => self.write(&sealed)?,
                 // Nobody could read it where it was either, and a spool that cannot be repaired would keep the agent from starting.
                 Err(error) => {
-                    let (seq, generation) = (frame.header.seq, piece.id.generation);
-                    tracing::error!(%error, seq, generation, "a frame that cannot be read is left behind");
+                    let seq = frame.header.seq;
+                    tracing::error!(%error, seq, file = %path.display(), "a frame that cannot be read is left behind; its file is kept");
+                    self.left_behind.insert(piece.id);
                 }
             }
             offset += buf.len() as u64;
         }
         Ok(())
-    }
-
-    /// A frame at another place of another chain. One that continues a run is made one that can be read by itself.
-    fn moved(
-        &mut self,
-        unpacker: &mut Unpacker,
-        frame: &Frame<'_>,
-        seq: u64,
-        prev: Hash,
-    ) -> Result<Sealed, FrameError> {
-        if frame.readable_from() == frame.header.seq {
-            unpacker.take(frame)?;
-            return frame.reseal(self.stream_id, seq, prev);
-        }
-        let mut batch = unpacker.batch(frame)?;
-        let header = Header { stream_id: self.stream_id, seq, prev, ..frame.header };
-        self.sealer.seal(header, &mut batch, 0)
     }
 
     fn write(&mut self, sealed: &Sealed) -> Result<(), SpoolError> {

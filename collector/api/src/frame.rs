@@ -57,6 +57,9 @@ pub const PAYLOAD_MAX: usize = RAW_MAX + RAW_MAX / 128 + 1024;
 /// Largest whole frame, bytes.
 pub const FRAME_MAX: usize = HEADER_LEN + PAYLOAD_MAX + HASH_LEN;
 
+/// Largest frame of a run, bytes.
+pub const RUN_FRAME_MAX: usize = HEADER_LEN + codec::RUN_PAYLOAD_MAX + HASH_LEN;
+
 const MAGIC: [u8; 4] = *b"BGF1";
 const DOMAIN: &[u8] = b"breakglass-frame-v1\0";
 

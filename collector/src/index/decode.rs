@@ -2,15 +2,16 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use breakglass_api::frame::{Frame, FrameError, Header, Unpacker};
+use breakglass_api::frame::{Frame, FrameError, Header, RUN_FRAME_MAX, Unpacker};
 use breakglass_api::v1::Batch;
 
 use super::model::Decoded;
 use super::{failed, worker_failed};
 use crate::store::{Result, Store, StoredFrame};
 
-/// Streams of which the run under way is kept, some kilobytes each; beyond, all are dropped and read again when needed.
-const STREAMS_KEPT: usize = 256;
+/// Most that is remembered of runs under way, bytes; beyond, all but the one at hand is forgotten and read again when needed. Of an honest host it is
+/// some kilobytes.
+const REMEMBERED_MAX: usize = 32 * 1024 * 1024;
 
 /// A stream's id.
 type Stream = [u8; 16];
@@ -19,18 +20,18 @@ type Stream = [u8; 16];
 /// it has the store give it the frames before.
 pub struct Decoder {
     store: Store,
-    streams: HashMap<Stream, Unpacker>,
+    runs: Runs,
 }
 
 impl Decoder {
     /// A decoder of the frames in `store`.
     pub fn new(store: Store) -> Self {
-        Self { store, streams: HashMap::new() }
+        Self { store, runs: Runs::default() }
     }
 
     /// Checks and decodes frames, off the threads that serve everybody.
     pub async fn decode(&mut self, frames: Vec<StoredFrame>) -> Result<Vec<Decoded>> {
-        let mut work = Work::new(std::mem::take(&mut self.streams), frames);
+        let mut work = Work::new(std::mem::take(&mut self.runs), frames);
         loop {
             let working = tokio::task::spawn_blocking(move || {
                 let lack = work.go();
@@ -39,13 +40,10 @@ impl Decoder {
             let (back, lack) = working.await.map_err(worker_failed).map_err(failed("decode frames"))?;
             work = back;
             let Some(Lack { stream, from, until }) = lack else { break };
-            let before = self.store.stretch(stream, from, until).await?;
-            work.give(stream, &before);
+            // A longer one is of no run, so that the next frame cannot continue it.
+            work.given = Some(self.store.stretch(stream, from, until, RUN_FRAME_MAX).await?);
         }
-        self.streams = work.streams;
-        if self.streams.len() > STREAMS_KEPT {
-            self.streams.clear();
-        }
+        self.runs = work.runs;
         Ok(work.decoded)
     }
 }
@@ -57,54 +55,84 @@ struct Lack {
     until: u64,
 }
 
+/// Runs under way.
+#[derive(Default)]
+struct Runs {
+    by_stream: HashMap<Stream, Unpacker>,
+    /// What is remembered of them all, bytes.
+    bytes: usize,
+}
+
+impl Runs {
+    fn take(&mut self, stream: Stream) -> Unpacker {
+        let unpacker = self.by_stream.remove(&stream).unwrap_or_default();
+        self.bytes -= unpacker.remembers();
+        unpacker
+    }
+
+    fn put(&mut self, stream: Stream, unpacker: Unpacker) {
+        let bytes = unpacker.remembers();
+        if self.bytes + bytes > REMEMBERED_MAX {
+            *self = Self::default();
+        }
+        if bytes > 0 {
+            self.bytes += bytes;
+            self.by_stream.insert(stream, unpacker);
+        }
+    }
+}
+
 /// One call's frames.
 struct Work {
-    streams: HashMap<Stream, Unpacker>,
+    runs: Runs,
     frames: VecDeque<StoredFrame>,
-    /// Whether what the next frame lacked was given.
-    given: bool,
+    /// What the next frame lacked.
+    given: Option<Vec<Vec<u8>>>,
     decoded: Vec<Decoded>,
 }
 
 impl Work {
-    fn new(streams: HashMap<Stream, Unpacker>, frames: Vec<StoredFrame>) -> Self {
-        Self { streams, decoded: Vec::with_capacity(frames.len()), frames: frames.into(), given: false }
+    fn new(runs: Runs, frames: Vec<StoredFrame>) -> Self {
+        Self { runs, decoded: Vec::with_capacity(frames.len()), frames: frames.into(), given: None }
     }
 
     /// Decodes until all is done, or something is lacking.
     fn go(&mut self) -> Option<Lack> {
-        while let Some(next) = self.frames.front() {
-            let content = match Frame::parse(&next.bytes) {
+        while let Some(StoredFrame { arrival, host, missing_before, bytes }) = self.frames.pop_front() {
+            let content = match Frame::parse(&bytes) {
                 Ok(frame) => {
                     let (stream, until) = (frame.header.stream_id, frame.header.seq);
-                    let unpacker = self.streams.entry(stream).or_default();
-                    if let Some(from) = unpacker.lacks(&frame).filter(|_| !self.given) {
-                        return Some(Lack { stream, from, until });
+                    let mut unpacker = self.runs.take(stream);
+                    if let Some(from) = unpacker.lacks(&frame) {
+                        match self.given.take() {
+                            Some(before) => unpacker = unpacked(&before),
+                            None => {
+                                self.frames.push_front(StoredFrame { arrival, host, missing_before, bytes });
+                                return Some(Lack { stream, from, until });
+                            }
+                        }
                     }
-                    content(unpacker, &frame)
+                    let content = content(&mut unpacker, &frame);
+                    self.runs.put(stream, unpacker);
+                    content
                 }
                 Err(error) => Err(error),
             };
-            self.given = false;
-            if let Some(frame) = self.frames.pop_front() {
-                let StoredFrame { arrival, host, missing_before, .. } = frame;
-                let content = content.map_err(|error| error.to_string());
-                self.decoded.push(Decoded { arrival, host, missing_before, content });
-            }
+            let content = content.map_err(|error| error.to_string());
+            self.decoded.push(Decoded { arrival, host, missing_before, content });
         }
         None
     }
+}
 
-    /// Takes the frames that were lacking. What is wrong with them shows when the next one is decoded.
-    fn give(&mut self, stream: Stream, before: &[Vec<u8>]) {
-        let mut unpacker = Unpacker::default();
-        let taken = before.iter().try_for_each(|bytes| unpacker.take(&Frame::parse(bytes)?));
-        if let Err(error) = taken {
-            tracing::debug!(%error, "a frame before the one to be read is unreadable");
-        }
-        self.streams.insert(stream, unpacker);
-        self.given = true;
+/// What knows these frames. If something is wrong with them, it shows when the next one is decoded.
+fn unpacked(before: &[Vec<u8>]) -> Unpacker {
+    let mut unpacker = Unpacker::default();
+    let taken = before.iter().try_for_each(|bytes| unpacker.take(&Frame::parse(bytes)?));
+    if let Err(error) = taken {
+        tracing::debug!(%error, "a frame before the one to be read is unreadable");
     }
+    unpacker
 }
 
 fn content(unpacker: &mut Unpacker, frame: &Frame<'_>) -> std::result::Result<(Header, Batch), FrameError> {

@@ -1,7 +1,7 @@
 //! Hostile frames, interruptions, and that neither changes what comes out.
 
 use breakglass_api::checkpoint::{Kind, Statement};
-use breakglass_api::frame::{Frame, Header, Sealer, seal_raw};
+use breakglass_api::frame::{Frame, HASH_LEN, Header, RUN_FRAME_MAX, Sealer, seal_raw};
 use breakglass_api::v1::event::Body;
 use breakglass_api::v1::left_behind::{Change, Severity};
 use breakglass_api::v1::{
@@ -10,6 +10,7 @@ use breakglass_api::v1::{
     TerminalOutput,
 };
 use proptest::prelude::*;
+use sha2::{Digest, Sha256};
 
 use super::*;
 use crate::store::{HostRecord, NewFrame};
@@ -331,6 +332,33 @@ async fn reading_may_begin_in_the_middle_of_a_run_and_goes_on_behind_a_damaged_o
     // Runs are of 16 frames: what is behind the damage in the second one is read again.
     assert_eq!(decodable(&rig, 9).await, ([10, 11].into_iter().chain(17..=40).collect(), (12..=16).collect()));
     assert_eq!(decodable(&rig, 13).await, ((17..=40).collect(), (14..=16).collect()));
+}
+
+#[tokio::test]
+async fn long_frames_are_not_read_for_one_that_claims_to_continue_them() {
+    let mut rig = Rig::new().await;
+    let mut state = 1_u64;
+    let noise = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+        (state >> 33) as u8
+    });
+    let noise: Vec<u8> = noise.take(2 * RUN_FRAME_MAX).collect();
+    for _ in 0..15 {
+        let exec = Exec { argv: vec![noise.clone()], ..Exec::default() };
+        rig.add(&Batch { events: vec![event(0, Body::Exec(exec))], ..Batch::default() }).await;
+    }
+    // The frame of a run, moved to place 15.
+    rig.header.seq += 1;
+    let small = Batch { events: vec![Event::default()], ..Batch::default() };
+    let mut bytes = rig.sealer.seal(rig.header, &mut small.clone(), u64::MAX).unwrap().bytes;
+    bytes[6] = 15;
+    let end = bytes.len() - HASH_LEN;
+    let hash = Sha256::new().chain_update(b"breakglass-frame-v1\0").chain_update(&bytes[..end]).finalize();
+    bytes[end..].copy_from_slice(&hash);
+    rig.store_frame(bytes).await;
+    let stretch = rig.store.stretch([1; 16], 1, 16, RUN_FRAME_MAX).await.unwrap();
+    assert_eq!(stretch.len(), 0);
+    assert_eq!(decodable(&rig, 14).await, (vec![15], vec![16]));
 }
 
 #[tokio::test]

@@ -51,14 +51,15 @@ impl QueryService {
 
 impl Picker {
     fn frame(&mut self, frame: Decoded) -> Vec<ReplayItem> {
-        let mut items = Vec::new();
         let (header, batch) = match frame.content {
             Ok(content) => content,
             Err(_) => {
-                items.push(ReplayItem { body: Some(Item::Gap(convert::unreadable_frame())), ..ReplayItem::default() });
-                return items;
+                let lost = (frame.missing_before > 0).then(|| convert::lost_frames(frame.missing_before));
+                let gaps = lost.into_iter().chain([convert::unreadable_frame()]);
+                return gaps.map(|gap| ReplayItem { body: Some(Item::Gap(gap)), ..ReplayItem::default() }).collect();
             }
         };
+        let mut items = Vec::new();
         if frame.missing_before > 0 {
             let gap = convert::lost_frames(frame.missing_before);
             items.push(item(&header, header.first_boot_ns, Item::Gap(gap)));

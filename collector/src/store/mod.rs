@@ -197,12 +197,15 @@ impl Store {
         row.map(|row| hash_at(&row, 0)).transpose().map_err(failed("find a frame"))
     }
 
-    /// The frames of a stream from sequence `from` on, up to the one before `until`, as many as are held.
-    pub async fn stretch(&self, stream_id: [u8; 16], from: u64, until: u64) -> Result<Vec<Vec<u8>>> {
-        sqlx::query_scalar("SELECT bytes FROM frames WHERE stream_id = ? AND seq >= ? AND seq < ? ORDER BY seq")
+    /// The frames of a stream from sequence `from` on, up to the one before `until`: as many as are held and no longer than `longest` bytes.
+    pub async fn stretch(&self, stream_id: [u8; 16], from: u64, until: u64, longest: usize) -> Result<Vec<Vec<u8>>> {
+        let query =
+            "SELECT bytes FROM frames WHERE stream_id = ? AND seq >= ? AND seq < ? AND length(bytes) <= ? ORDER BY seq";
+        sqlx::query_scalar(query)
             .bind(stream_id.as_slice())
             .bind(to_db(from))
             .bind(to_db(until))
+            .bind(i64::try_from(longest).unwrap_or(i64::MAX))
             .fetch_all(&self.readers)
             .await
             .map_err(failed("read frames"))

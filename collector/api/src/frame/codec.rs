@@ -29,6 +29,11 @@ pub const RUN_RAW_MAX: usize = 1 << RUN_WINDOW_LOG;
 pub(super) const RUN_WINDOW_LOG: u32 = 18;
 /// Most that their payloads may take, bytes: as much, and far more than zstd ever adds.
 pub(super) const RUN_PAYLOAD_MAX: usize = 2 * RUN_RAW_MAX;
+/// How a run's first payload begins: a zstd frame's magic number and header, without content size, checksum and dictionary id, with a window of 256 KiB
+/// (RFC 8878, section 3.1.1.1).
+const RUN_BEGIN: [u8; 6] = [0x28, 0xb5, 0x2f, 0xfd, 0, 0x40];
+/// Most blocks in a payload: of less than 256 KiB the compressor makes 32 at most, and many small ones cost more to read than they hold.
+const RUN_BLOCKS_MAX: usize = 64;
 /// The empty last block that a run's payloads lack to be a zstd frame (RFC 8878, section 3.1.1.2).
 pub const RUN_END: [u8; 3] = [1, 0, 0];
 
@@ -106,6 +111,32 @@ pub(super) fn check_run(raw: usize, payload: usize) -> Result<(), FrameError> {
         }
     }
     Ok(())
+}
+
+/// Checks that a payload of a run is what flushing makes: the beginning, where it is the first, and whole blocks, none of them the last. So
+/// all decompressors read the same in it, whatever else they would take.
+pub(super) fn check_blocks(payload: &[u8], place: u8) -> Result<(), FrameError> {
+    let wrong = |what: &str| FrameError::Decompress(format!("a run's payload {what}"));
+    let begin: &[u8] = if place == 0 { &RUN_BEGIN } else { &[] };
+    let mut rest = payload.strip_prefix(begin).ok_or_else(|| wrong("does not begin as one"))?;
+    let mut blocks = 0;
+    while let Some(([a, b, c], behind)) = rest.split_first_chunk() {
+        let header = u32::from_le_bytes([*a, *b, *c, 0]);
+        let (is_last, kind, size) = (header & 1 == 1, header >> 1 & 3, (header >> 3) as usize);
+        let length = match kind {
+            _ if is_last => return Err(wrong("ends it")),
+            0 | 2 => size,
+            1 => 1,
+            _ => return Err(wrong("has a block of no known type")),
+        };
+        rest = behind.get(length..).ok_or_else(|| wrong("is cut short"))?;
+        blocks += 1;
+    }
+    match (rest, blocks) {
+        ([], 1..=RUN_BLOCKS_MAX) => Ok(()),
+        ([], _) => Err(wrong("has no block, or too many")),
+        _ => Err(wrong("is cut short")),
+    }
 }
 
 /// Decompresses what must be exactly `raw_len` bytes; allocates no more.

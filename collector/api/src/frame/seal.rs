@@ -53,6 +53,9 @@ pub(super) const LARGE: usize = 256 * 1024;
 // A batch that is not large must fit a run of its own.
 const _: () = assert!(LARGE <= RUN_RAW_MAX);
 
+/// Level at which frames are sealed that were sealed before.
+const RESEAL_LEVEL: i32 = 1;
+
 /// Room for what a flush adds to the bound of what is compressed: a header and the end of a block, bytes.
 const FLUSH: usize = 64;
 
@@ -157,6 +160,15 @@ pub fn seal_raw(header: Header, raw: &[u8], level: i32) -> Result<Sealed, FrameE
     }
     let payload = zstd::bulk::compress(raw, level).map_err(|e| FrameError::Compress(e.to_string()))?;
     assemble(header, Codec::Plain, raw.len(), &payload)
+}
+
+/// Seals a batch that is thinned and encoded already as a frame that can be read by itself; `header.events` is the caller's to get right.
+pub(super) fn seal_thinned(header: Header, dictionary: u8, raw: &[u8]) -> Result<Sealed, FrameError> {
+    let known =
+        DICTIONARIES.get(usize::from(dictionary).saturating_sub(1)).ok_or(FrameError::Dictionary(dictionary))?;
+    let compress = || zstd::bulk::Compressor::with_dictionary(RESEAL_LEVEL, known)?.compress(raw);
+    let payload = compress().map_err(|e: std::io::Error| FrameError::Compress(e.to_string()))?;
+    assemble(header, Codec::Thin(dictionary), raw.len(), &payload)
 }
 
 fn count_of(batch: &Batch) -> Result<u32, FrameError> {

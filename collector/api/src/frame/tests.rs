@@ -247,16 +247,76 @@ fn forged(before: Option<&Sealed>, place: u8, raw_len: usize, payload: &[u8]) ->
     assemble(header, Codec::Run { dictionary: NEWEST, place }, raw_len, payload).unwrap()
 }
 
+/// How the first payload of a run begins.
+const BEGIN: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd, 0, 0x40];
+
+/// A block that holds so many bytes as they are.
+fn raw_block(length: u32) -> Vec<u8> {
+    [&(length << 3).to_le_bytes()[..3], &vec![b'r'; length as usize]].concat()
+}
+
+#[test]
+fn a_payload_of_a_run_is_whole_blocks_and_nothing_else() {
+    let read = |payload: &[u8], raw_len| {
+        let sealed = forged(None, 0, raw_len, payload);
+        Unpacker::default().take(&Frame::parse(&sealed.bytes).unwrap())
+    };
+    let with = |blocks: &[u8]| [BEGIN, blocks].concat();
+    read(&with(&raw_block(5)), 5).unwrap();
+    let ended = with(&[(5 << 3) | 1, 0, 0, b'e', b'n', b'd', b'e', b'd']);
+    let skippable = [&[0x50, 0x2a, 0x4d, 0x18, 1, 0, 0, 0, b's'][..], &with(&raw_block(5))].concat();
+    let wide = [&[0x28, 0xb5, 0x2f, 0xfd, 0, 0x48][..], &raw_block(5)].concat();
+    let checksummed = [&[0x28, 0xb5, 0x2f, 0xfd, 4, 0x40][..], &raw_block(5)].concat();
+    let wrong: [(&str, &[u8]); 9] = [
+        ("nothing", b""),
+        ("no block", BEGIN),
+        ("another kind of bytes", b"not a frame of zstd"),
+        ("a last block", &ended),
+        ("a skippable frame first", &skippable),
+        ("a large window", &wide),
+        ("a checksum", &checksummed),
+        ("a cut block", &with(&raw_block(5)[..7])),
+        ("a block of the reserved type", &with(&[(1 << 3) | 6, 0, 0, b'x'])),
+    ];
+    for (what, payload) in wrong {
+        assert!(matches!(read(payload, 5), Err(FrameError::Decompress(_))), "{what}");
+    }
+    let many = with(&raw_block(1).repeat(65));
+    assert!(matches!(read(&many, 65), Err(FrameError::Decompress(_))), "many small blocks");
+}
+
+#[test]
+fn what_continues_a_run_is_moved_as_one_that_can_be_read_by_itself() {
+    let mut batches = ["id", "ls"].map(|name| batch(vec![name.into()]));
+    let sealed = chain(&mut Sealer::new(1).unwrap(), Header { seq: 5, ..header(2) }, &mut batches);
+    let mut unpacker = Unpacker::default();
+    let mut moved = |at: usize| {
+        let frame = Frame::parse(&sealed[at].bytes).unwrap();
+        unpacker.reseal(&frame, [8; 16], 1, [0; 32]).unwrap().map(|sealed| sealed.bytes)
+    };
+    for (at, batch) in batches.iter().enumerate() {
+        assert_eq!(&Frame::parse(&moved(at).unwrap()).unwrap().batch().unwrap(), batch);
+    }
+    assert_eq!(moved(1).unwrap_err(), FrameError::Continues { from: 5 }, "and not without the one before");
+}
+
 #[test]
 fn a_run_cannot_be_made_to_cost_much() {
     let mut unpacker = Unpacker::default();
-    let first = forged(None, 0, RUN_RAW_MAX, b"x");
-    let second = forged(Some(&first), 1, 1, b"y");
+    // Two blocks that say one byte 128 Ki times each.
+    let blocks = [0x02, 0, 0x10, b'x'].repeat(2);
+    let first = forged(None, 0, RUN_RAW_MAX, &[BEGIN, &blocks].concat());
+    let second = forged(Some(&first), 1, 1, &[0x0a, 0, 0, b'y']);
     unpacker.take(&Frame::parse(&first.bytes).unwrap()).unwrap();
     let refused = unpacker.take(&Frame::parse(&second.bytes).unwrap()).unwrap_err();
     assert!(matches!(refused, FrameError::TooLarge { what: "run", .. }), "{refused}");
     let long = forged(None, 0, 10, &vec![0; RUN_PAYLOAD_MAX + 1]);
     let refused = Frame::parse(&long.bytes).unwrap_err();
+    assert!(matches!(refused, FrameError::TooLarge { what: "run's payload", .. }), "{refused}");
+    let begun = forged(None, 0, 10, &[BEGIN, &raw_block(300_000)].concat());
+    let more = forged(Some(&begun), 1, 10, &raw_block(300_000));
+    unpacker.take(&Frame::parse(&begun.bytes).unwrap()).unwrap();
+    let refused = unpacker.take(&Frame::parse(&more.bytes).unwrap()).unwrap_err();
     assert!(matches!(refused, FrameError::TooLarge { what: "run's payload", .. }), "{refused}");
     let late = forged(Some(&first), 2, 1, b"z");
     assert_eq!(

@@ -3,14 +3,15 @@
 use prost::Message;
 
 use super::{
-    Frame, FrameError, Hash,
-    codec::{Codec, RUN_END, check_run, decompress},
+    Frame, FrameError, Hash, Header, Sealed,
+    codec::{Codec, RUN_END, check_blocks, check_run, decompress},
+    seal::seal_thinned,
     thin,
 };
 use crate::v1::Batch;
 
-/// Reads the batches of one stream's frames, given in their order. It remembers the payloads of the run under way, some kilobytes, with which the
-/// next frame can be read.
+/// Reads the batches of one stream's frames, given in their order. It remembers the payloads of the run under way, with which the next frame can be
+/// read: some kilobytes as a rule, [`RUN_PAYLOAD_MAX`](super::codec) at most.
 #[derive(Clone, Debug, Default)]
 pub struct Unpacker {
     run: Option<Run>,
@@ -38,12 +39,17 @@ impl Unpacker {
         (!can_be_read).then(|| frame.readable_from())
     }
 
+    /// Bytes that are remembered.
+    pub fn remembers(&self) -> usize {
+        self.run.as_ref().map_or(0, |run| run.payload.len())
+    }
+
     /// Takes note of a frame for the sake of those that continue its run, without reading it.
     ///
     /// # Errors
     ///
     /// [`FrameError::Continues`] where it continues a run itself and the last frame given was not the one before it, [`FrameError::TooLarge`] where the
-    /// run becomes larger than any may be.
+    /// run becomes larger than any may be, [`FrameError::Decompress`] where its payload is none of a run.
     pub fn take(&mut self, frame: &Frame<'_>) -> Result<(), FrameError> {
         let before = self.run.take();
         let Codec::Run { dictionary, place } = frame.codec else { return Ok(()) };
@@ -54,6 +60,7 @@ impl Unpacker {
                 None => return Err(FrameError::Continues { from: frame.readable_from() }),
             },
         };
+        check_blocks(frame.payload, place)?;
         payload.extend_from_slice(frame.payload);
         let raw = raw + frame.raw_len;
         check_run(raw, payload.len())?;
@@ -68,13 +75,40 @@ impl Unpacker {
     ///
     /// Those of [`Unpacker::take`]; others where its content is not what its header says.
     pub fn batch(&mut self, frame: &Frame<'_>) -> Result<Batch, FrameError> {
+        decode(frame, &self.raw(frame)?)
+    }
+
+    /// The payload of a frame, decompressed.
+    fn raw(&mut self, frame: &Frame<'_>) -> Result<Vec<u8>, FrameError> {
         self.take(frame)?;
         match &self.run {
-            Some(run) => {
-                let raw = run.decompress()?;
-                decode(frame, raw.get(run.raw - frame.raw_len..).unwrap_or_default())
-            }
-            None => decode(frame, &decompress(frame.codec.dictionary(), frame.payload, frame.raw_len)?),
+            Some(run) => Ok(run.decompress()?.split_off(run.raw - frame.raw_len)),
+            None => decompress(frame.codec.dictionary(), frame.payload, frame.raw_len),
+        }
+    }
+
+    /// What a frame holds at another place of another chain, for what a damaged spool still holds behind the damage: its payload as it is, or where that
+    /// continues others compressed by itself. The outer error is of making the new frame, the inner one of reading the old.
+    ///
+    /// # Errors
+    ///
+    /// See [`Unpacker::batch`] and [`Frame::reseal`].
+    pub fn reseal(
+        &mut self,
+        frame: &Frame<'_>,
+        stream_id: [u8; 16],
+        seq: u64,
+        prev: Hash,
+    ) -> Result<Result<Sealed, FrameError>, FrameError> {
+        let Codec::Run { dictionary, place: 1.. } = frame.codec else {
+            return match self.take(frame) {
+                Ok(()) => frame.reseal(stream_id, seq, prev).map(Ok),
+                Err(error) => Ok(Err(error)),
+            };
+        };
+        match self.raw(frame) {
+            Ok(raw) => seal_thinned(Header { stream_id, seq, prev, ..frame.header }, dictionary, &raw).map(Ok),
+            Err(error) => Ok(Err(error)),
         }
     }
 }

@@ -9,6 +9,7 @@ use breakglass_api::{
     v1::{AccountChanged, AgentStarted, Batch, Event, Exec, Gap, KernelRef, SessionClosed, SessionOpened, event::Body},
 };
 use ed25519_dalek::{Signer, SigningKey};
+use sha2::{Digest, Sha256};
 use ssh_key::HashAlg;
 
 use super::ledger::operator;
@@ -304,6 +305,16 @@ fn sealed(header: Header, batch: &mut Batch, plain: bool) -> Vec<u8> {
         false => Sealer::new(1).and_then(|mut sealer| sealer.seal(header, batch, u64::MAX)),
     };
     sealed.unwrap().bytes
+}
+
+/// A frame with another payload and a hash that fits it.
+pub fn with_payload(bytes: &[u8], payload: &[u8]) -> Vec<u8> {
+    let mut forged = bytes[..frame::HEADER_LEN].to_vec();
+    forged[112..116].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+    forged.extend_from_slice(payload);
+    let hash = Sha256::new().chain_update(b"breakglass-frame-v1\0").chain_update(&forged).finalize();
+    forged.extend_from_slice(&hash);
+    forged
 }
 
 /// The last of `frames`, which may be in runs, as one that can be read by itself.

@@ -2,12 +2,12 @@
 
 use breakglass_api::{
     checkpoint::{Signed, reason},
-    frame::Frame,
+    frame::{Frame, HASH_LEN, HEADER_LEN},
     v1::event::Body,
 };
 
 use super::{
-    forge::{Host, Parts, SESSION, rechain, recorded, recorded_by, resealed, sign, taken_out},
+    forge::{Host, Parts, SESSION, rechain, recorded, recorded_by, resealed, sign, taken_out, with_payload},
     proofs,
 };
 
@@ -139,7 +139,8 @@ fn in_runs() -> Vec<Sample> {
     };
     let unreadable = ("content", Some(10));
     let holes = ("complete", Some(5));
-    vec![
+    let mut samples = odd_payloads(&host);
+    samples.extend([
         sample("in runs", &[], |parts| assert!(Frame::parse(parts.frame(18)).unwrap().readable_from() == 5)),
         sample("in runs, flip", &[("frames", Some(9)), unreadable, holes], |parts| parts.frame(9)[130] ^= 4),
         sample("in runs, drop", &[("chain", Some(10)), unreadable, holes], |parts| drop(parts.frames.remove(4))),
@@ -153,6 +154,36 @@ fn in_runs() -> Vec<Sample> {
             parts.frames.remove(0);
         })
         .but_unproved("time"),
+    ]);
+    samples
+}
+
+/// Payloads of which one decompressor makes this and another that, in frame 9: the host itself could sign such.
+fn odd_payloads(host: &Host) -> Vec<Sample> {
+    let sample = |name, change: fn(Vec<u8>) -> Vec<u8>| {
+        let mut parts = Parts::of(host);
+        let frame = parts.frame(9);
+        let payload = change(frame[HEADER_LEN..frame.len() - HASH_LEN].to_vec());
+        *frame = with_payload(frame, &payload);
+        Sample::new(name, parts.file(), &[("chain", Some(10)), ("content", Some(9)), ("complete", Some(5))])
+    };
+    vec![
+        sample("in runs, a payload that ends the run", |mut payload| {
+            payload[0] |= 1;
+            payload
+        }),
+        sample("in runs, a payload that is a frame of zstd", |payload| {
+            [&[0x28, 0xb5, 0x2f, 0xfd, 0, 0x40][..], &payload].concat()
+        }),
+        sample("in runs, a skippable frame first", |payload| {
+            [&[0x50, 0x2a, 0x4d, 0x18, 1, 0, 0, 0, 0][..], &payload].concat()
+        }),
+        sample("in runs, a payload cut in a block", |mut payload| {
+            payload.pop();
+            payload
+        }),
+        sample("in runs, a payload of nothing", |_| Vec::new()),
+        sample("in runs, a payload of many empty blocks", |payload| [vec![0; 64 * 3], payload].concat()),
     ]
 }
 
