@@ -65,7 +65,7 @@ pub fn run(disk: &Disk, dir: &Path, limits: &Limits, plan: &Plan<'_>) -> Result<
     let list: String = moved
         .map(|id| {
             let name = id.file_name();
-            if damaged.contains(id) {
+            if damaged.contains(id) || writer.left_behind.contains(id) {
                 format!("keep {name} {name}.{}\n", plan.generation)
             } else {
                 format!("drop {name}\n")

@@ -3,11 +3,12 @@
 use std::{path::Path, sync::Arc};
 
 use breakglass_api::{
-    frame::{Frame, Unpacker, frame_len},
+    frame::{Frame, HASH_LEN, HEADER_LEN, Sealed, Unpacker, frame_len},
     v1::{Batch, event::Body},
 };
 
 use proptest::prelude::*;
+use sha2::{Digest, Sha256};
 
 use super::{
     Limits, Pressure, Spool, SpoolError,
@@ -106,6 +107,52 @@ fn a_missing_segment_is_a_hole_with_both_ends_named() {
     let expected: Vec<u64> = (1..first).chain(last + 1..=12).collect();
     let seen: Vec<u64> = marks(&spool, 1).into_iter().chain(marks(&spool, 2).into_iter().skip(1)).collect();
     assert_eq!(seen, expected);
+}
+
+/// A frame that is whole but cannot be read: what it adds to its run ends it.
+fn unreadable(sealed: &Sealed) -> Sealed {
+    let mut bytes = sealed.bytes.clone();
+    bytes[HEADER_LEN] |= 1;
+    let end = bytes.len() - HASH_LEN;
+    let hash = Sha256::new().chain_update(b"breakglass-frame-v1\0").chain_update(&bytes[..end]).finalize();
+    bytes[end..].copy_from_slice(&hash);
+    Sealed { bytes, hash: hash.into(), ..sealed.clone() }
+}
+
+#[test]
+fn a_file_with_a_frame_that_cannot_be_read_is_kept_and_the_rest_is_moved() {
+    let disk = FakeDisk::default();
+    let (mut spool, _) = open(&disk);
+    let mut left_behind = None;
+    for mark in 1..=30 {
+        let mut sealed = seal_next(&spool, mark, 20, true);
+        if mark > 12 && left_behind.is_none() && sealed.bytes[6] > 0 {
+            left_behind = Some(mark);
+            sealed = unreadable(&sealed);
+        }
+        spool.append(&sealed).unwrap();
+        spool.commit().unwrap();
+    }
+    drop(spool);
+    let names = |paths: Vec<std::path::PathBuf>| {
+        let name = |path: &std::path::PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
+        paths.iter().map(name).collect::<Vec<_>>()
+    };
+    let before = names(disk.files());
+    let file = segment(&disk, 1, 0);
+    disk.damage(&file, |bytes| bytes[130] ^= 1);
+    let (spool, recovery) = open(&disk);
+    let first = recovery.damage[0].before_seq.unwrap();
+    let moved: Vec<u64> = (first..=30).filter(|mark| Some(*mark) != left_behind).collect();
+    assert_eq!(marks(&spool, 2)[1..], moved);
+    let number = |name: &str| name.trim_end_matches(".seg").rsplit('-').next().unwrap().parse::<u64>().unwrap();
+    let holds = before.iter().filter(|name| name.ends_with(".seg")).map(|name| number(name));
+    let holds = holds.filter(|first| Some(*first) <= left_behind).max().unwrap();
+    let mut kept =
+        names(disk.files().into_iter().filter(|path| path.to_str().unwrap().contains("/damaged/")).collect());
+    kept.sort();
+    let of = |first: u64| format!("00000001-{first:020}.seg.2");
+    assert_eq!(kept, [of(1), of(holds)], "the damaged one, and the one with the frame");
 }
 
 /// Of frames 1 to `last`, those that can be read although the one at `offset` of `segment` cannot.
