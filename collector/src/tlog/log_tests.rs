@@ -129,7 +129,14 @@ async fn crash(bench: &Bench, first_stop: usize) -> bool {
             1 => bench.disk.stop_after((first_stop * 7) % 23),
             _ => {}
         }
-        if let Ok(log) = bench.open().await {
+        let opened = bench.open().await;
+        if let Err(error) = &opened {
+            assert!(
+                bench.disk.has_stopped(),
+                "attempt {attempt} after {first_stop}: the log cannot be opened: {error}"
+            );
+        }
+        if let Ok(log) = opened {
             for batch in [3, 5, 1, 20] {
                 let leaves: Vec<_> = (next.saturating_sub(2)..next + batch).map(leaf).collect();
                 let indices = log.append(&leaves).await.unwrap();
@@ -137,7 +144,13 @@ async fn crash(bench: &Bench, first_stop: usize) -> bool {
                 next += batch;
                 match step(&log).await {
                     Ok(note) => seen.note(&note.unwrap(), &bench.key),
-                    Err(_) => break,
+                    Err(error) => {
+                        assert!(
+                            bench.disk.has_stopped(),
+                            "attempt {attempt} after {first_stop}: the log does not go on: {error}"
+                        );
+                        break;
+                    }
                 }
             }
             log.close().await;
@@ -166,9 +179,10 @@ async fn a_crash_anywhere_never_shows_two_histories() {
         stops += 1;
         bench.disk = disk.fork();
         for (path, content) in &files {
-            match content {
-                Some(content) => std::fs::write(path, content).unwrap(),
-                None => drop(std::fs::remove_file(path)),
+            // Another file, not the same one with other content: a connection may have it open still.
+            let _ = std::fs::remove_file(path);
+            if let Some(content) = content {
+                std::fs::write(path, content).unwrap();
             }
         }
     }
