@@ -11,7 +11,7 @@ use super::{
 use crate::v1::Batch;
 
 /// Reads the batches of one stream's frames, given in their order. It remembers the payloads of the run under way, with which the next frame can be
-/// read: some kilobytes as a rule, [`RUN_PAYLOAD_MAX`](super::codec) at most.
+/// read: some kilobytes as a rule, 512 KiB at most.
 #[derive(Clone, Debug, Default)]
 pub struct Unpacker {
     run: Option<Run>,
