@@ -383,7 +383,8 @@ fn status_text(status: &Status) -> String {
         line("", format!("NOT ON DISK: {}", status.spool_in_memory));
     }
     let collector = match (status.collector_connected, status.collector_error.as_str()) {
-        (true, _) => "connected".to_owned(),
+        (true, "") => "connected".to_owned(),
+        (true, error) => format!("connected, but {error}"),
         (false, "") => "none".to_owned(),
         (false, error) => format!("not connected: {error}"),
     };

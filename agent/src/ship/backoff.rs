@@ -22,10 +22,19 @@ impl Backoff {
 
     /// Between half of the current pause and all of it; the next one is twice as long.
     pub fn next(&mut self) -> Duration {
-        let pause = self.current.mul_f64(rand::rng().random_range(0.5..=1.0));
+        let pause = self.current.mul_f64(share());
         self.current = (self.current * 2).min(self.max);
         pause
     }
+}
+
+/// Between a half and one.
+fn share() -> f64 {
+    #[cfg(test)]
+    if let Some(share) = super::model::share() {
+        return share;
+    }
+    rand::rng().random_range(0.5..=1.0)
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use tokio::{
 use tokio_stream::StreamExt as _;
 
 use super::{
-    Options, Shared, ShipError, aside,
+    Options, Shared, ShipError, ShipStatus, aside,
     backoff::Backoff,
     link::{self, Dial, Inbox, Link},
     window::{Acked, Window},
@@ -61,6 +61,7 @@ impl Connection<'_> {
         let stream = reader.oldest_stream();
         let mut stopped = self.stopped.clone();
         let opened = tokio::select! {
+            biased;
             opened = self.open(&stream) => opened,
             _ = stopped.wait_for(|stop| *stop) => return Ended::Stopped,
         };
@@ -73,7 +74,7 @@ impl Connection<'_> {
             Err(error) => return Ended::Failed(error),
         };
         backoff.reset();
-        self.shared.update(|status| (status.connected, status.error, status.fork) = (true, None, false));
+        self.shared.update(|status| status.connect());
         tracing::info!(url = self.url, from = begin.next, "connected to the collector");
         let mut pump = Pump::new(&self, stream, begin, reader, link);
         let ended = pump.run(stopped).await;
@@ -190,6 +191,8 @@ struct Pump<'a> {
     /// When something was last said.
     last_said: Instant,
     pings: u64,
+    /// Whether frames can still be handed to the transport.
+    open: bool,
     /// Where the answers to orders come from.
     answers: mpsc::Receiver<OrderDone>,
     answer: mpsc::Sender<OrderDone>,
@@ -237,12 +240,16 @@ impl<'a> Pump<'a> {
             last_heard: now,
             last_said: now,
             pings: 0,
+            open: true,
             answers,
             answer,
             done: None,
         };
         if begin.acked > 0 {
             pump.advance(begin.acked, begin.hash);
+        }
+        if pump.next > pump.readable() {
+            pump.agreed();
         }
         pump
     }
@@ -314,20 +321,23 @@ impl<'a> Pump<'a> {
     }
 
     async fn wait(&mut self, stopped: &mut watch::Receiver<bool>) -> Event {
-        let can_send = self.done.is_some() || (!self.backlog.is_empty() && self.window.room() > 0);
+        let can_send = self.open && (self.done.is_some() || self.may_send());
         // While frames gather nobody need be woken by each.
         let all_read = self.stream.current && self.next > self.readable() && !self.rests();
         let tick = self.next_tick();
         let (outbox, busy) = (self.outbox.clone(), &mut self.busy);
         tokio::select! {
-            message = self.inbox.next() => Event::Message(message),
+            // In order, so that the same history of a collector and a disk always comes out the same. Nothing starves: what stands
+            // further up needs something that only what stands below brings, except messages that a collector sends unasked.
+            biased;
+            _ = stopped.wait_for(|stop| *stop) => Event::Stop,
             worked = work(busy), if busy.is_some() => Event::Worked(worked),
             permit = outbox.reserve_owned(), if can_send => Event::MaySend(permit.ok()),
+            message = self.inbox.next() => Event::Message(message),
             changed = self.durable.changed(), if all_read && self.recording => Event::Durable(changed.is_ok()),
             // This side holds a sender as well, so that it never closes.
             Some(done) = self.answers.recv(), if self.done.is_none() => Event::Done(done),
             () = sleep_until(tick) => Event::Tick,
-            _ = stopped.wait_for(|stop| *stop) => Event::Stop,
         }
     }
 
@@ -344,7 +354,8 @@ impl<'a> Pump<'a> {
                 self.busy = None;
                 self.adopt(result?);
             }
-            Event::MaySend(None) => return Err(ShipError::Stream("closed".into())),
+            // Why is still to be read.
+            Event::MaySend(None) => self.open = false,
             Event::MaySend(Some(permit)) => {
                 self.send(permit);
                 self.send_more();
@@ -356,6 +367,11 @@ impl<'a> Pump<'a> {
             Event::Tick => self.tick()?,
         }
         Ok(true)
+    }
+
+    /// Whether the next frame may go out.
+    fn may_send(&self) -> bool {
+        self.backlog.front().is_some_and(|frame| self.window.admits(frame.bytes.len()))
     }
 
     fn adopt(&mut self, frames: Vec<Stored>) {
@@ -385,7 +401,7 @@ impl<'a> Pump<'a> {
     /// Sends what else can go at once. Frames that gathered meanwhile then leave as one write, where one after the other each would wake
     /// the transport.
     fn send_more(&mut self) {
-        while !self.backlog.is_empty() && self.window.room() > 0 {
+        while self.may_send() {
             let Ok(permit) = self.outbox.clone().try_reserve_owned() else { return };
             self.send(permit);
         }
@@ -395,7 +411,10 @@ impl<'a> Pump<'a> {
         self.last_heard = Instant::now();
         match body {
             Body::Ack(Ack { seq, hash }) => match self.window.acknowledge(seq, &hash) {
-                Acked::Advanced(seq, hash) => self.advance(seq, hash),
+                Acked::Advanced(seq, hash) => {
+                    self.advance(seq, hash);
+                    self.agreed();
+                }
                 Acked::Known => {}
                 Acked::NotSent => {
                     return Err(ShipError::Fork(format!("it acknowledged frame {seq}, which was not sent")));
@@ -433,6 +452,11 @@ impl<'a> Pump<'a> {
             self.shared.update(|status| (status.acked_seq, status.acked_boot_ns) = (seq, now));
             self.shared.acked.send_replace(seq);
         }
+    }
+
+    /// The collector has what it was sent: what is wrong no longer is.
+    fn agreed(&self) {
+        self.shared.update(ShipStatus::agree);
     }
 
     fn next_tick(&self) -> Instant {

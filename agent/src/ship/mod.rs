@@ -127,10 +127,32 @@ pub struct ShipStatus {
     pub acked_seq: u64,
     /// When that was learnt of it, on the boot clock, nanoseconds; 0 where it was known before.
     pub acked_boot_ns: u64,
-    /// Why it is not connected, or what is wrong.
+    /// Why it is not connected, or what is wrong. What was found to be forked stays until a collector has what it is sent.
     pub error: Option<String>,
     /// Whether the collector holds other frames than ours under our stream, or acknowledged what was never sent.
     pub fork: bool,
+}
+
+impl ShipStatus {
+    /// A collector answered, which says nothing yet about what it holds.
+    fn connect(&mut self) {
+        self.connected = true;
+        if !self.fork {
+            self.error = None;
+        }
+    }
+
+    /// A collector has what it was sent.
+    fn agree(&mut self) {
+        (self.error, self.fork) = (None, false);
+    }
+
+    /// An attempt failed. A broken connection is no news about a fork.
+    fn fail(&mut self, message: String, fork: bool) {
+        if fork || !self.fork {
+            (self.error, self.fork) = (Some(message), fork);
+        }
+    }
 }
 
 /// Why a connection was given up, or could not be made.
@@ -277,7 +299,7 @@ impl Shipper {
         let status = Mutex::new(ShipStatus { acked_seq, ..ShipStatus::default() });
         let shared = Arc::new(Shared { status, acked: publish });
         let (stop, stopped) = watch::channel(false);
-        let worker = Worker { dial, options, durable, reader, stopped, shared: shared.clone() };
+        let worker = Worker { dial, options, durable, reader, stopped, shared: shared.clone(), said: None };
         (Self { shared, acked, stop, ended: None }, worker)
     }
 
@@ -341,6 +363,8 @@ struct Worker {
     reader: SpoolReader,
     stopped: watch::Receiver<bool>,
     shared: Arc<Shared>,
+    /// What was last logged to be wrong.
+    said: Option<String>,
 }
 
 impl Worker {
@@ -380,18 +404,26 @@ impl Worker {
             dial: self.dial.as_ref(),
         };
         let ended = connection.run(self.reader.another(), backoff).await;
-        self.shared.update(|status| status.connected = false);
+        self.shared.update(|status| {
+            status.connected = false;
+            if status.error.is_none() {
+                self.said = None;
+            }
+        });
         ended
     }
 
     /// Says once what is wrong, until it changes.
-    fn note(&self, url: &str, error: &ShipError) {
+    fn note(&mut self, url: &str, error: &ShipError) {
         let (message, fork) = (error.to_string(), matches!(error, ShipError::Fork(_)));
-        self.shared.update(|status| {
-            if status.error.as_ref() != Some(&message) {
-                if fork { tracing::error!(url, "{message}") } else { tracing::warn!(url, "{message}") }
+        if self.said.as_ref() != Some(&message) {
+            if fork {
+                tracing::error!(url, "{message}")
+            } else {
+                tracing::warn!(url, "{message}")
             }
-            (status.error, status.fork) = (Some(message), fork);
-        });
+            self.said = Some(message.clone());
+        }
+        self.shared.update(|status| status.fail(message, fork));
     }
 }

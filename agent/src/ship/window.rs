@@ -40,9 +40,14 @@ impl Window {
         Self { max_frames, max_bytes, sent: VecDeque::new(), bytes: 0, acked }
     }
 
-    /// Bytes that may be sent now; 0 if none. With nothing on its way it is never 0.
+    /// Bytes for which there is room; 0 if for no frame. With nothing on its way it is never 0.
     pub fn room(&self) -> usize {
         if self.sent.len() >= self.max_frames { 0 } else { self.max_bytes.saturating_sub(self.bytes) }
+    }
+
+    /// Whether a frame of so many bytes may be sent now. With nothing on its way any may.
+    pub fn admits(&self, bytes: usize) -> bool {
+        self.sent.is_empty() || bytes <= self.room()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -83,12 +88,14 @@ mod tests {
     fn bounds_hold_and_one_frame_always_passes() {
         let mut window = Window::new(3, 100, 0);
         assert_eq!(window.room(), 100);
+        assert!(window.admits(1000));
         window.sent(1, hash(1), 1000);
-        assert_eq!(window.room(), 0);
+        assert_eq!((window.room(), window.admits(1)), (0, false));
         assert_eq!(window.acknowledge(1, &hash(1)), Acked::Advanced(1, hash(1)));
         for seq in 2..5 {
             assert!(window.room() > 0);
-            window.sent(seq, hash(seq), 1);
+            window.sent(seq, hash(seq), 30);
+            assert_eq!((window.admits(10), window.admits(101)), (seq < 4, false), "no other beside one on its way");
         }
         assert_eq!(window.room(), 0, "three frames");
     }

@@ -88,7 +88,12 @@ pub(super) fn status_text(status: &Status) -> String {
             add("NOT ON DISK", status.spool_in_memory.clone());
         }
         add("shipped", format!("{} of {}", status.acked_seq, status.last_seq));
-        add("collector", if status.collector_connected { "connected".into() } else { status.collector_error.clone() });
+        let collector = match (status.collector_connected, status.collector_error.as_str()) {
+            (true, "") => "connected".into(),
+            (true, error) => format!("connected, but {error}"),
+            (false, error) => error.into(),
+        };
+        add("collector", collector);
     }
     add("agent", status.agent_version.clone());
     lines.iter().map(|(key, value)| format!("{key:<10} {}\n", plain(value))).collect()
