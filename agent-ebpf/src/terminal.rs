@@ -5,6 +5,8 @@
 //! remembered, or none (its leader has exited and data still flows); otherwise a task in scope renews it under a new id, and
 //! anybody else's use of it removes it unless the new leader is tagged.
 
+use core::ptr::{read_volatile, write_volatile};
+
 use aya_ebpf::{
     helpers::{bpf_get_smp_processor_id, bpf_ktime_get_boot_ns},
     macros::map,
@@ -85,7 +87,8 @@ pub fn claim(slave: u64, slot: u32) -> Option<Terminal> {
         End::Line => (major << 20) | minor,
         _ => peek(slave, offset!(tty_index), Site::ReadTerminal)?,
     };
-    let terminal = Terminal { id: new_id(), slot, session, index, reserved: 0 };
+    let hid = u32::from(hides_input(slave) != Some(false));
+    let terminal = Terminal { id: new_id(), slot, session, index, hid, shown_ns: 0 };
     if let Err(error) = TERMINALS.insert(&slave, &terminal, 0) {
         fault::count(Site::TerminalInsert, i64::from(error));
     }
@@ -142,6 +145,48 @@ fn leader(slave: u64) -> Leader {
 pub fn hides_input(slave: u64) -> Option<bool> {
     let modes: u32 = peek(slave, offset!(tty_lflag), Site::ReadTerminal)?;
     Some(modes & ECHO == 0 && (modes & ICANON != 0 || modes & ISIG == 0))
+}
+
+/// At the exit of a call that may have changed the modes of a terminal.
+#[inline(always)]
+pub fn note_modes(slave: u64) {
+    let Some(known) = TERMINALS.get_ptr_mut(&slave) else { return };
+    if hides_input(slave) != Some(false) {
+        unsafe { write_volatile(&raw mut (*known).hid, 1) };
+    } else if unsafe { read_volatile(&raw const (*known).hid) } == 1 {
+        shows_again(known);
+    }
+}
+
+/// Whether what was written to the master end of a known terminal may have been delivered while the slave hid its input, where the write began
+/// after `since` on the boot clock, or at any time if that is 0. Unknown counts as hidden.
+///
+/// Whoever reads what was hidden shows input again only afterwards, and that is seen late at worst: either the slave is still known to have
+/// hidden it, or the moment of its end is later than it was. The order matters: first what the modes are now, then what they were.
+#[inline(always)]
+pub fn hid_input(slave: u64, since: u64) -> bool {
+    let hides = hides_input(slave) != Some(false);
+    let Some(known) = TERMINALS.get_ptr_mut(&slave) else { return true };
+    if hides {
+        unsafe { write_volatile(&raw mut (*known).hid, 1) };
+        return true;
+    }
+    if unsafe { read_volatile(&raw const (*known).hid) } == 1 {
+        // Its end was not seen, or not yet. What is written from now on is judged by now.
+        shows_again(known);
+        return true;
+    }
+    let shown_ns = unsafe { read_volatile(&raw const (*known).shown_ns) };
+    shown_ns != 0 && since <= shown_ns
+}
+
+/// The time first: who sees that input is shown has to see since when.
+#[inline(always)]
+fn shows_again(known: *mut Terminal) {
+    unsafe {
+        write_volatile(&raw mut (*known).shown_ns, bpf_ktime_get_boot_ns());
+        write_volatile(&raw mut (*known).hid, 0);
+    }
 }
 
 /// Height and width, 0 where unknown.

@@ -69,7 +69,7 @@ pub const TAG_BY_REQUEST: u16 = 4;
 
 shared! {
     /// Value of the map `TERMINALS`, keyed by the address of the slave's `tty_struct`.
-    pub struct Terminal: 24 {
+    pub struct Terminal: 32 {
         /// Not used again in this boot.
         id: u64,
         /// Number of the session that the terminal belongs to.
@@ -78,8 +78,10 @@ shared! {
         session: u32,
         /// N of `/dev/pts/N`; of a line its device number.
         index: u32,
-        /// Zero.
-        reserved: u32,
+        /// 1 while it is known to hide what is typed. Kept in tier `basic` only, as the next.
+        hid: u32,
+        /// When it was last seen to show again what is typed, on the boot clock, nanoseconds; 0 if it never hid it.
+        shown_ns: u64,
     }
 }
 

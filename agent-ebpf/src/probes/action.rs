@@ -96,6 +96,12 @@ pub fn is_idle(task: Task, regs: Address, call: u16, result: i64) -> bool {
     false
 }
 
+/// Whether a call is `ioctl`.
+#[inline(always)]
+pub fn is_ioctl(call: u16) -> bool {
+    (shape_of(call) >> Shape::SPECIAL) as u8 == Special::Ioctl as u8
+}
+
 #[inline(always)]
 fn only_reads(task: Task, descriptor: u64) -> bool {
     let Some(file) = descriptor::file(task, descriptor, Site::ReadAction) else { return false };

@@ -3,10 +3,11 @@
 //!
 //! What sshd, sudo, script or tmux read from `/dev/ptmx` is what the screen shows, echo included; what they write to it is what
 //! was typed. Data is copied at the exit of the call: at its entry the pages need not be there yet, and nobody knows how much
-//! will be taken.
+//! will be taken. Nothing runs at the entry, which every call on the host would pay for; that a write began after some moment is known
+//! by the thread's call before, which returned after it.
 
 use aya_ebpf::{
-    helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user_str_bytes},
+    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_boot_ns, bpf_probe_read_user_str_bytes},
     macros::{btf_tracepoint, map},
     maps::LruHashMap,
     programs::BtfTracePointContext,
@@ -29,12 +30,13 @@ use crate::{
 #[unsafe(no_mangle)]
 static TERMINALS_BY_SYSCALL: u32 = 0;
 
-/// Writes to masters that can be under way at a time. One more evicts the oldest, which is then judged at its exit alone.
-const PENDING_MAX: u32 = 4096;
+/// Threads that use masters at a time. One more evicts the one that did not read or write for longest, whose next write is then judged as
+/// if it had begun long ago.
+const USERS_MAX: u32 = 4096;
 
-/// Threads inside a write to a master end while the slave hid its input at the entry.
+/// Threads that have read or written a session's terminal at its master end, and when their last read or write returned, on the boot clock, nanoseconds.
 #[map]
-static PENDING: LruHashMap<u64, u32> = LruHashMap::with_max_entries(PENDING_MAX, 0);
+static MASTER_USERS: LruHashMap<u64, u64> = LruHashMap::with_max_entries(USERS_MAX, 0);
 
 /// `thread_info.status`: the call came by the 32-bit entry (arch/x86/include/asm/thread_info.h).
 const TS_COMPAT: u32 = 2;
@@ -47,6 +49,10 @@ const VCS_MAJOR: u32 = 7;
 /// Of terminals that are no pseudo terminals: consoles and serial lines; `/dev/tty` and `/dev/console` too, whatever they stand for;
 /// modems and serial lines on USB, serial lines of other machines, a hypervisor's console.
 const LINE_MAJORS: [u32; 6] = [4, 5, 166, 188, 204, 229];
+/// `TTYAUX_MAJOR`: `/dev/tty` is whatever terminal the task has.
+const OWN_TERMINAL_MAJOR: u32 = 5;
+/// Second byte of the requests of terminals, those that change modes among them (include/uapi/asm-generic/ioctls.h).
+const TERMINAL_REQUESTS: u64 = b'T' as u64;
 /// Longest name of a program that is kept, bytes.
 const NAME_MAX: usize = 4096;
 /// Greatest errno.
@@ -66,16 +72,6 @@ struct Decoded {
     vectors32: bool,
 }
 
-impl Decoded {
-    fn writes(self) -> bool {
-        writes(self.call)
-    }
-}
-
-fn writes(call: u16) -> bool {
-    call == calls::WRITE || call == calls::WRITE_VECTOR
-}
-
 /// A call that has returned, in notes; see [`Slot::notes`].
 #[derive(Clone, Copy)]
 struct Call(*mut Notes);
@@ -85,6 +81,7 @@ struct Notes {
     first: u64,
     second: u64,
     third: u64,
+    since: u64,
     call: u32,
     registers32: u32,
     vectors32: u32,
@@ -107,6 +104,7 @@ impl Call {
             (*notes).first = first;
             (*notes).second = second;
             (*notes).third = load(regs, offset!(regs_dx));
+            (*notes).since = 0;
             (*notes).call = u32::from(decoded.call);
             (*notes).registers32 = u32::from(decoded.registers32);
             (*notes).vectors32 = u32::from(decoded.vectors32);
@@ -134,9 +132,21 @@ impl Call {
         noted!(self, third)
     }
 
+    /// When this call had certainly not begun yet; see [`MASTER_USERS`].
+    #[inline(always)]
+    fn since(self) -> u64 {
+        noted!(self, since)
+    }
+
+    #[inline(always)]
+    fn set_since(self, since: u64) {
+        unsafe { core::ptr::write_volatile(&raw mut (*self.0).since, since) };
+    }
+
     #[inline(always)]
     fn writes(self) -> bool {
-        writes(self.code())
+        let code = self.code();
+        code == calls::WRITE || code == calls::WRITE_VECTOR
     }
 
     #[inline(always)]
@@ -156,16 +166,7 @@ impl Call {
     }
 }
 
-/// `TP_PROTO(struct pt_regs *regs, long id)`, host-wide: the number is tested before anything else is looked at.
-#[btf_tracepoint(function = "sys_enter")]
-pub fn syscall_enter(context: BtfTracePointContext) -> i32 {
-    if by_syscall() && scope::works() {
-        note_write(context.arg::<Address>(0));
-    }
-    0
-}
-
-/// `TP_PROTO(struct pt_regs *regs, long ret)`.
+/// `TP_PROTO(struct pt_regs *regs, long ret)`, host-wide: the number is tested before anything else is looked at.
 #[btf_tracepoint(function = "sys_exit")]
 pub fn syscall_exit(context: BtfTracePointContext) -> i32 {
     let regs = context.arg::<Address>(0);
@@ -206,7 +207,12 @@ fn finished(regs: Address, decoded: Decoded, result: i64) {
                 connects(task, call, result);
             }
         }
-        action => action::finished(task, regs, action, noted!(call, registers32) != 0, result),
+        action => {
+            if by_syscall() && action::is_ioctl(action) {
+                changes_modes(task, call);
+            }
+            action::finished(task, regs, action, noted!(call, registers32) != 0, result);
+        }
     }
 }
 
@@ -272,26 +278,46 @@ fn terminal_of(file: u64) -> Option<u64> {
     peek(private, offset!(tty_file_tty), Site::ReadTerminal)
 }
 
-/// At the entry of a write to a master: remembers whether its slave hides its input.
+/// At the exit of an ioctl: on a terminal it may have changed whether input is hidden.
 #[inline(always)]
-fn note_write(regs: Address) {
-    let Some(decoded) = decode(regs) else { return };
-    if !decoded.writes() {
-        return;
+fn changes_modes(task: Task, call: Call) -> Option<()> {
+    if call.second() >> 8 & 0xff != TERMINAL_REQUESTS {
+        return None;
     }
-    let (descriptor, _) = registers(regs, decoded);
-    let Some(file) = descriptor::file(Task::current(), descriptor, Site::ReadTerminal) else { return };
-    let Some((inode, mode)) = descriptor::inode(file, Site::ReadTerminal) else { return };
+    let file = descriptor::file(task, call.first(), Site::ReadTerminal)?;
+    let (inode, mode) = descriptor::inode(file, Site::ReadTerminal)?;
     if mode & TYPE_MASK != CHARACTER {
-        return;
+        return None;
     }
-    let Some(master) = master_of(file, inode) else { return };
-    let Some(slave) = peek::<u64>(master, offset!(tty_link), Site::ReadTerminal) else { return };
-    if slave == 0 || terminal::hides_input(slave) == Some(false) {
-        return;
-    }
+    let device: u32 = peek(inode, offset!(inode_rdev), Site::ReadTerminal)?;
+    let slave = if device == PTMX {
+        // The modes of a pair are those of its slave, at either end (drivers/tty/tty_ioctl.c, `tty_mode_ioctl`).
+        peek(terminal_of(file)?, offset!(tty_link), Site::ReadTerminal)?
+    } else if device >> 20 == OWN_TERMINAL_MAJOR || terminal::end_of(device >> 20) == End::Slave {
+        terminal_of(file)?
+    } else {
+        return None;
+    };
+    terminal::note_modes(slave);
+    Some(())
+}
+
+/// When the read or write before this one of this thread returned, so that this one began later; 0 where that is not known.
+#[inline(always)]
+fn read_or_wrote_before() -> u64 {
     let thread = bpf_get_current_pid_tgid();
-    if let Err(error) = PENDING.insert(&thread, &1, 0) {
+    let Some(returned) = MASTER_USERS.get_ptr_mut(&thread) else { return 0 };
+    let before = unsafe { core::ptr::read_volatile(returned) };
+    unsafe { core::ptr::write_volatile(returned, bpf_ktime_get_boot_ns()) };
+    before
+}
+
+/// Has the calls of this thread timed from now on.
+#[inline(always)]
+fn uses_masters() {
+    let thread = bpf_get_current_pid_tgid();
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    if let Err(error) = MASTER_USERS.insert(&thread, &now, 0) {
         fault::count(Site::PendingInsert, i64::from(error));
     }
 }
@@ -299,8 +325,10 @@ fn note_write(regs: Address) {
 /// At the exit of a read or write: sends what it moved at the master end of a session's terminal, or at an end of its stdio.
 #[inline(always)]
 fn moved(task: Task, call: Call, result: i64) {
+    if by_syscall() {
+        call.set_since(read_or_wrote_before());
+    }
     if result <= 0 {
-        forget(call);
         return;
     }
     let Some(file) = descriptor::file(task, call.first(), Site::ReadTerminal) else { return };
@@ -440,7 +468,11 @@ fn master_end(task: Task, master: u64, call: Call, result: i64) {
     }
     let who = task.identity();
     let Some(known) = known(slave, task, who) else { return };
-    if call.writes() && hidden(slave) {
+    let since = call.since();
+    if since == 0 {
+        uses_masters();
+    }
+    if call.writes() && terminal::hid_input(slave, since) {
         withhold(known, who, result as u64);
         return;
     }
@@ -453,15 +485,6 @@ fn master_end(task: Task, master: u64, call: Call, result: i64) {
     chunk::send_from_trace(&copy);
 }
 
-/// A write that moved nothing must not leave its mark for the next one.
-#[inline(always)]
-fn forget(call: Call) {
-    if call.writes() {
-        let thread = bpf_get_current_pid_tgid();
-        let _ = PENDING.remove(&thread);
-    }
-}
-
 /// 1 where the master is in packet mode.
 #[inline(always)]
 fn packet_byte(master: u64) -> u64 {
@@ -469,17 +492,6 @@ fn packet_byte(master: u64) -> u64 {
         Some(packet) if packet != 0 => 1,
         _ => 0,
     }
-}
-
-/// Whether the slave hid its input at the entry of this thread's write, or does now. Unknown counts as hidden.
-#[inline(always)]
-fn hidden(slave: u64) -> bool {
-    let thread = bpf_get_current_pid_tgid();
-    let at_entry = unsafe { PENDING.get(&thread) }.is_some();
-    if at_entry {
-        let _ = PENDING.remove(&thread);
-    }
-    at_entry || terminal::hides_input(slave) != Some(false)
 }
 
 #[inline(always)]

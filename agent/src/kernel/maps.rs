@@ -33,11 +33,11 @@ pub const NAMES: [&str; 24] = [
     "SCRATCH",
     "SETTINGS",
     "MAPPED",
+    "MASTER_USERS",
     "SLOTS",
     "STDIO",
     "TAGS",
     "TERMINALS",
-    "PENDING",
     "WRITES",
 ];
 
@@ -71,7 +71,7 @@ pub struct Maps {
     settings: SettingsMap,
     slots: HashMap<MapData, u32, u32>,
     tags: HashMap<MapData, [u64; 2], [u32; 2]>,
-    terminals: HashMap<MapData, u64, [u64; 3]>,
+    terminals: HashMap<MapData, u64, [u64; 4]>,
     stdio: HashMap<MapData, [u64; 2], [u64; 3]>,
     faults: PerCpuArray<MapData, u64>,
     generation: Array<MapData, [u8; 16]>,
@@ -425,7 +425,7 @@ fn key_of(process: ProcessId) -> [u64; 2] {
     [u64::from(process.tgid), process.start_ns]
 }
 
-fn terminal_of(words: [u64; 3]) -> Option<Terminal> {
+fn terminal_of(words: [u64; 4]) -> Option<Terminal> {
     let mut bytes = [0; Terminal::SIZE];
     for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
         place.copy_from_slice(&word.to_le_bytes());

@@ -58,8 +58,6 @@ pub enum Attached {
     Always,
     /// While a session is open.
     InSession,
-    /// While a session is open, where terminals are recorded by system calls.
-    InSessionBasic,
     /// While a session is open, where terminals are recorded at function exits.
     InSessionTrace,
     /// As long as the agent is installed, where security hooks work.
@@ -80,12 +78,11 @@ pub const LOGGING: Program = PROGRAMS[1];
 
 /// All programs, in the order in which they are attached. Recording first, then the guard; within it what protects the programs
 /// themselves first.
-pub const PROGRAMS: [Program; 55] = [
+pub const PROGRAMS: [Program; 54] = [
     program("process_exit", Hook::Tracepoint("sched_process_exit"), Attached::Always),
     program("process_fork", Hook::Tracepoint("sched_process_fork"), Attached::Always),
     program("process_judge", Hook::Tracepoint("sched_process_exec"), Attached::Always),
     program("process_exec", Hook::Tracepoint("sched_process_exec"), Attached::Always),
-    program("syscall_enter", Hook::Tracepoint("sys_enter"), Attached::InSessionBasic),
     program("syscall_exit", Hook::Tracepoint("sys_exit"), Attached::InSession),
     program("signal_sent", Hook::Tracepoint("signal_generate"), Attached::InSession),
     optional(program("uring_made", Hook::Tracepoint("io_uring_create"), Attached::InSession)),
@@ -163,7 +160,6 @@ impl Program {
     pub fn is_used(&self, means: Means) -> bool {
         match self.attached {
             Attached::Always | Attached::InSession => true,
-            Attached::InSessionBasic => !means.function_exits,
             Attached::InSessionTrace => means.function_exits,
             Attached::Guard => means.security_hooks,
         }

@@ -144,6 +144,68 @@ fn a_password_is_a_count() {
     recording.kernel().end_session(8).unwrap();
 }
 
+/// Perl that hides what is typed for one line at `p> `, shows it again at once, reads on until a line says `end`, and then reads one more
+/// at `q> `, so many times.
+fn asks_for_passwords(times: usize) -> String {
+    format!(
+        r#"exec perl -MPOSIX -e '
+            $| = 1; $t = POSIX::Termios->new; $t->getattr(0); $shows = $t->getlflag;
+            sub modes {{ $t->setlflag($_[0]); $t->setattr(0, TCSANOW) }}
+            for (1..{times}) {{
+                modes($shows & ~ECHO); print "p> "; <STDIN>; modes($shows);
+                while (<STDIN>) {{ last if /end/ }}
+                print "q> "; <STDIN>
+            }}'"#
+    )
+}
+
+#[test]
+fn a_password_is_a_count_however_soon_echo_is_back() {
+    const TIMES: usize = 1000;
+    need_kernel!();
+    let mut recording = Recording::start();
+    recording.kernel().begin_session(9).unwrap();
+    let mut screen = Screen::start(&mut recording, &asks_for_passwords(TIMES));
+    for _ in 0..TIMES {
+        screen.until(b"p> ");
+        screen.type_in(b"hunter2\nend\n");
+        screen.until(b"q> ");
+        screen.type_in(b"fine\n");
+    }
+    screen.until_end();
+    recording.until_exit_of(screen.child.id());
+    recording.settle();
+    let (typed, withheld) = recording.input();
+    assert_eq!(String::from_utf8_lossy(&typed), "fine\n".repeat(TIMES));
+    assert_eq!(withheld, 12 * TIMES as u64);
+    recording.kernel().end_session(9).unwrap();
+}
+
+/// One write, far more than a terminal holds: echo is back long before it returns.
+#[test]
+fn a_write_that_began_with_a_password_is_a_count_even_if_it_ends_with_echo() {
+    need_kernel!();
+    let mut recording = Recording::start();
+    recording.kernel().begin_session(10).unwrap();
+    let mut screen = Screen::start(&mut recording, &asks_for_passwords(2));
+    let pasted = [b"hunter2\n".as_slice(), &b"more\n".repeat(60_000), b"end\n"].concat();
+    for _ in 0..2 {
+        screen.until(b"p> ");
+        let (mut master, text) = (screen.master.try_clone().unwrap(), pasted.clone());
+        let typing = std::thread::spawn(move || master.write(&text).unwrap());
+        screen.until(b"q> ");
+        assert_eq!(typing.join().unwrap(), pasted.len(), "it is one write");
+        screen.type_in(b"fine\n");
+    }
+    screen.until_end();
+    recording.until_exit_of(screen.child.id());
+    recording.settle();
+    let (typed, withheld) = recording.input();
+    assert_eq!(String::from_utf8_lossy(&typed), "fine\nfine\n");
+    assert_eq!(withheld, 2 * pasted.len() as u64);
+    recording.kernel().end_session(10).unwrap();
+}
+
 #[test]
 fn a_terminal_inside_a_terminal_is_recorded_by_its_own_master() {
     need_kernel!();
