@@ -149,6 +149,12 @@ impl Task {
         Identity { tgid: load(self.0, offset!(task_tgid)), tid: load(self.0, offset!(task_pid)), start_ns }
     }
 
+    /// When this thread was made, on the boot clock, nanoseconds.
+    #[inline(always)]
+    pub fn started(self) -> u64 {
+        load(self.0, offset!(task_start))
+    }
+
     /// Audit login uid, [`NO_UID`] where unset or not kept by this kernel.
     #[inline(always)]
     pub fn loginuid(self) -> u32 {

@@ -15,7 +15,7 @@ use aya_ebpf::{
 use breakglass_abi::{Terminal, settings::Site};
 
 use crate::{
-    fault, scope,
+    emit, fault, scope,
     task::{ends, offset, peek, process_of},
 };
 
@@ -87,8 +87,9 @@ pub fn claim(slave: u64, slot: u32) -> Option<Terminal> {
         End::Line => (major << 20) | minor,
         _ => peek(slave, offset!(tty_index), Site::ReadTerminal)?,
     };
-    let hid = u32::from(hides_input(slave) != Some(false));
-    let terminal = Terminal { id: new_id(), slot, session, index, hid, shown_ns: 0 };
+    // What it hid before nobody knows.
+    let (hid, shown_ns) = (u32::from(hides_input(slave) != Some(false)), unsafe { bpf_ktime_get_boot_ns() });
+    let terminal = Terminal { id: new_id(), slot, session, index, hid, shown_ns };
     if let Err(error) = TERMINALS.insert(&slave, &terminal, 0) {
         fault::count(Site::TerminalInsert, i64::from(error));
     }
@@ -147,19 +148,20 @@ pub fn hides_input(slave: u64) -> Option<bool> {
     Some(modes & ECHO == 0 && (modes & ICANON != 0 || modes & ISIG == 0))
 }
 
-/// At the exit of a call that may have changed the modes of a terminal.
+/// At the exit of a call that may have changed the modes of a terminal, or that read what it shows, a prompt perhaps: whatever was missed until
+/// then is known before the answer is typed.
 #[inline(always)]
 pub fn note_modes(slave: u64) {
     let Some(known) = TERMINALS.get_ptr_mut(&slave) else { return };
     if hides_input(slave) != Some(false) {
         unsafe { write_volatile(&raw mut (*known).hid, 1) };
     } else if unsafe { read_volatile(&raw const (*known).hid) } == 1 {
-        shows_again(known);
+        shows_again(slave, known);
     }
 }
 
 /// Whether what was written to the master end of a known terminal may have been delivered while the slave hid its input, where the write began
-/// after `since` on the boot clock, or at any time if that is 0. Unknown counts as hidden.
+/// after `since` on the boot clock. Unknown counts as hidden.
 ///
 /// Whoever reads what was hidden shows input again only afterwards, and that is seen late at worst: either the slave is still known to have
 /// hidden it, or the moment of its end is later than it was. The order matters: first what the modes are now, then what they were.
@@ -173,19 +175,23 @@ pub fn hid_input(slave: u64, since: u64) -> bool {
     }
     if unsafe { read_volatile(&raw const (*known).hid) } == 1 {
         // Its end was not seen, or not yet. What is written from now on is judged by now.
-        shows_again(known);
+        shows_again(slave, known);
         return true;
     }
-    let shown_ns = unsafe { read_volatile(&raw const (*known).shown_ns) };
-    shown_ns != 0 && since <= shown_ns
+    since <= unsafe { read_volatile(&raw const (*known).shown_ns) }
 }
 
-/// The time first: who sees that input is shown has to see since when.
+/// The time first: who sees that input is shown has to see since when. Whoever hides it meanwhile may have noted it before it is taken back
+/// here, so the modes are looked at once more, after a barrier.
 #[inline(always)]
-fn shows_again(known: *mut Terminal) {
+fn shows_again(slave: u64, known: *mut Terminal) {
     unsafe {
         write_volatile(&raw mut (*known).shown_ns, bpf_ktime_get_boot_ns());
         write_volatile(&raw mut (*known).hid, 0);
+        emit::fetch_add(&raw mut (*known).shown_ns, 0);
+        if hides_input(slave) != Some(false) {
+            write_volatile(&raw mut (*known).hid, 1);
+        }
     }
 }
 

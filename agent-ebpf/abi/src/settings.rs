@@ -78,9 +78,10 @@ shared! {
         session: u32,
         /// N of `/dev/pts/N`; of a line its device number.
         index: u32,
-        /// 1 while it is known to hide what is typed. Kept in tier `basic` only, as the next.
+        /// 1 while it is known to hide what is typed. Up to date in tier `basic` only, as the next.
         hid: u32,
-        /// When it was last seen to show again what is typed, on the boot clock, nanoseconds; 0 if it never hid it.
+        /// Since when it is known to show what is typed, on the boot clock, nanoseconds: when it became a session's, or was last seen to show it
+        /// again.
         shown_ns: u64,
     }
 }
@@ -389,7 +390,7 @@ sites! {
     TagInsert = 0, "tag-insert";
     /// A terminal could not be stored: the table is full.
     TerminalInsert = 1, "terminal-insert";
-    /// The state of a write under way could not be stored.
+    /// What has to be known at the end of a write to a terminal could not be stored.
     PendingInsert = 2, "pending-insert";
     /// The audit ring was full.
     RingAudit = 3, "ring-audit";

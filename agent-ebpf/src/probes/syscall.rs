@@ -132,7 +132,7 @@ impl Call {
         noted!(self, third)
     }
 
-    /// When this call had certainly not begun yet; see [`MASTER_USERS`].
+    /// When the call before this one returned; 0 where nobody noted it. See [`MASTER_USERS`].
     #[inline(always)]
     fn since(self) -> u64 {
         noted!(self, since)
@@ -302,7 +302,7 @@ fn changes_modes(task: Task, call: Call) -> Option<()> {
     Some(())
 }
 
-/// When the read or write before this one of this thread returned, so that this one began later; 0 where that is not known.
+/// When the read or write before this one of this thread returned, so that this one began later; 0 where nobody noted it.
 #[inline(always)]
 fn read_or_wrote_before() -> u64 {
     let thread = bpf_get_current_pid_tgid();
@@ -468,11 +468,16 @@ fn master_end(task: Task, master: u64, call: Call, result: i64) {
     }
     let who = task.identity();
     let Some(known) = known(slave, task, who) else { return };
-    let since = call.since();
-    if since == 0 {
-        uses_masters();
-    }
-    if call.writes() && terminal::hid_input(slave, since) {
+    let since = match call.since() {
+        0 => {
+            uses_masters();
+            task.started()
+        }
+        since => since,
+    };
+    if !call.writes() {
+        terminal::note_modes(slave);
+    } else if terminal::hid_input(slave, since) {
         withhold(known, who, result as u64);
         return;
     }

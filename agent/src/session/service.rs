@@ -204,7 +204,7 @@ impl Service {
             status.acked_seq = shipping.acked_seq;
             status.acked_boot_ns = shipping.acked_boot_ns;
             status.collector_connected = shipping.connected;
-            status.collector_error = shipping.error.unwrap_or_default();
+            status.collector_error = shipping.wrong().unwrap_or_default();
         }
     }
 }

@@ -33,6 +33,9 @@ const ORDERS_MAX: usize = 8;
 /// How often what was acknowledged is noted in the spool, which deletes segments, while there is ever more of it.
 const NOTE_EVERY: Duration = Duration::from_millis(200);
 
+/// How long a collector that takes nothing more may take to say why.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
 pub struct Connection<'a> {
     pub url: &'a str,
     pub options: &'a Options,
@@ -191,8 +194,8 @@ struct Pump<'a> {
     /// When something was last said.
     last_said: Instant,
     pings: u64,
-    /// Whether frames can still be handed to the transport.
-    open: bool,
+    /// Where nothing more can be handed to the transport: until when the collector may say why.
+    closing: Option<Instant>,
     /// Where the answers to orders come from.
     answers: mpsc::Receiver<OrderDone>,
     answer: mpsc::Sender<OrderDone>,
@@ -240,7 +243,7 @@ impl<'a> Pump<'a> {
             last_heard: now,
             last_said: now,
             pings: 0,
-            open: true,
+            closing: None,
             answers,
             answer,
             done: None,
@@ -248,7 +251,7 @@ impl<'a> Pump<'a> {
         if begin.acked > 0 {
             pump.advance(begin.acked, begin.hash);
         }
-        if pump.next > pump.readable() {
+        if begin.acked > 0 && pump.next > pump.readable() {
             pump.agreed();
         }
         pump
@@ -321,7 +324,7 @@ impl<'a> Pump<'a> {
     }
 
     async fn wait(&mut self, stopped: &mut watch::Receiver<bool>) -> Event {
-        let can_send = self.open && (self.done.is_some() || self.may_send());
+        let can_send = self.closing.is_none() && (self.done.is_some() || self.may_send());
         // While frames gather nobody need be woken by each.
         let all_read = self.stream.current && self.next > self.readable() && !self.rests();
         let tick = self.next_tick();
@@ -354,8 +357,8 @@ impl<'a> Pump<'a> {
                 self.busy = None;
                 self.adopt(result?);
             }
-            // Why is still to be read.
-            Event::MaySend(None) => self.open = false,
+            // Why may still be to be read.
+            Event::MaySend(None) => self.closing = Some(Instant::now() + LAST_WORDS),
             Event::MaySend(Some(permit)) => {
                 self.send(permit);
                 self.send_more();
@@ -462,6 +465,9 @@ impl<'a> Pump<'a> {
     fn next_tick(&self) -> Instant {
         let pace = &self.options.pace;
         let mut tick = (self.last_said + pace.talk).min(self.last_heard + pace.silence);
+        if let Some(closing) = self.closing {
+            tick = tick.min(closing);
+        }
         if self.rests() {
             tick = tick.min(self.rest_until);
         }
@@ -471,6 +477,9 @@ impl<'a> Pump<'a> {
     }
 
     fn tick(&mut self) -> Result<(), ShipError> {
+        if self.closing.is_some_and(|closing| Instant::now() >= closing) {
+            return Err(ShipError::Stream("closed".into()));
+        }
         let silence = self.options.pace.silence;
         if self.last_heard.elapsed() >= silence {
             return Err(ShipError::Silent(silence.as_secs()));

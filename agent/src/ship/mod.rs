@@ -127,31 +127,37 @@ pub struct ShipStatus {
     pub acked_seq: u64,
     /// When that was learnt of it, on the boot clock, nanoseconds; 0 where it was known before.
     pub acked_boot_ns: u64,
-    /// Why it is not connected, or what is wrong. What was found to be forked stays until a collector has what it is sent.
+    /// Why it is not connected.
     pub error: Option<String>,
-    /// Whether the collector holds other frames than ours under our stream, or acknowledged what was never sent.
-    pub fork: bool,
+    /// Where the collector holds other frames than ours under our stream, or acknowledged what was never sent: which. Stays until a collector
+    /// has what it is sent.
+    pub fork: Option<String>,
 }
 
 impl ShipStatus {
     /// A collector answered, which says nothing yet about what it holds.
     fn connect(&mut self) {
-        self.connected = true;
-        if !self.fork {
-            self.error = None;
-        }
+        (self.connected, self.error) = (true, None);
     }
 
     /// A collector has what it was sent.
     fn agree(&mut self) {
-        (self.error, self.fork) = (None, false);
+        self.fork = None;
     }
 
     /// An attempt failed. A broken connection is no news about a fork.
     fn fail(&mut self, message: String, fork: bool) {
-        if fork || !self.fork {
-            (self.error, self.fork) = (Some(message), fork);
+        if fork {
+            (self.error, self.fork) = (None, Some(message));
+        } else {
+            self.error = Some(message);
         }
+    }
+
+    /// All that is wrong, in words.
+    pub fn wrong(&self) -> Option<String> {
+        let wrong: Vec<&str> = [&self.fork, &self.error].into_iter().flatten().map(String::as_str).collect();
+        (!wrong.is_empty()).then(|| wrong.join("; now: "))
     }
 }
 
@@ -406,7 +412,7 @@ impl Worker {
         let ended = connection.run(self.reader.another(), backoff).await;
         self.shared.update(|status| {
             status.connected = false;
-            if status.error.is_none() {
+            if status.wrong().is_none() {
                 self.said = None;
             }
         });

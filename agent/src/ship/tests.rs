@@ -352,13 +352,13 @@ async fn a_forked_or_lying_collector_gets_nothing_deleted_and_is_named() {
         let before = rig.segments();
         rig.moods(std::iter::repeat_n(mood, 3));
         let shipper = rig.ship(options(&[address], &rig.enrolment()));
-        until("the fork is seen", || shipper.status().fork).await;
-        let error = shipper.status().error.unwrap();
+        until("the fork is seen", || shipper.status().fork.is_some()).await;
+        let error = shipper.status().wrong().unwrap();
         assert!(error.contains("hash"), "{error}");
         assert_eq!((rig.segments(), *shipper.acked().borrow()), (before, 0));
         // Somebody put it right.
         assert!(shipper.wait_acked(100, PATIENCE).await);
-        assert_eq!((shipper.status().fork, shipper.status().error), (false, None));
+        assert_eq!(shipper.status().wrong(), None);
         shipper.stop().await;
     }
 }

@@ -145,7 +145,7 @@ fn a_password_is_a_count() {
 }
 
 /// Perl that hides what is typed for one line at `p> `, shows it again at once, reads on until a line says `end`, and then reads one more
-/// at `q> `, so many times.
+/// at `q> `, so many times. After that it rests, so that it hides nothing while that line is being written: such a line is withheld as well.
 fn asks_for_passwords(times: usize) -> String {
     format!(
         r#"exec perl -MPOSIX -e '
@@ -154,7 +154,7 @@ fn asks_for_passwords(times: usize) -> String {
             for (1..{times}) {{
                 modes($shows & ~ECHO); print "p> "; <STDIN>; modes($shows);
                 while (<STDIN>) {{ last if /end/ }}
-                print "q> "; <STDIN>
+                print "q> "; <STDIN>; select undef, undef, undef, 0.005
             }}'"#
     )
 }
