@@ -206,6 +206,41 @@ fn a_write_that_began_with_a_password_is_a_count_even_if_it_ends_with_echo() {
     recording.kernel().end_session(10).unwrap();
 }
 
+/// The same where the terminal goes over to another session leader meanwhile, and is known anew.
+#[test]
+fn a_write_that_began_with_a_password_is_a_count_even_if_its_terminal_is_taken_over() {
+    need_kernel!();
+    let mut recording = Recording::start();
+    recording.kernel().begin_session(11).unwrap();
+    // TIOCNOTTY, then TIOCSCTTY by a new leader.
+    let script = r#"exec perl -MPOSIX -e '
+        $| = 1; $SIG{HUP} = "IGNORE"; $t = POSIX::Termios->new; $t->getattr(0); $shows = $t->getlflag;
+        sub modes { $t->setlflag($_[0]); $t->setattr(0, TCSANOW) }
+        modes($shows & ~ECHO); print "p> "; <STDIN>; modes($shows);
+        ioctl(STDIN, 0x5422, 0);
+        if (!fork) {
+            POSIX::setsid(); ioctl(STDIN, 0x540e, 0) or die; print "taken over\n";
+            while (<STDIN>) { last if /end/ }
+            print "q> "; <STDIN>; exit
+        }
+        wait'"#;
+    let mut screen = Screen::start(&mut recording, script);
+    let pasted = [b"hunter2\n".as_slice(), &b"more\n".repeat(60_000), b"end\n"].concat();
+    screen.until(b"p> ");
+    let (mut master, text) = (screen.master.try_clone().unwrap(), pasted.clone());
+    let typing = std::thread::spawn(move || master.write(&text).unwrap());
+    screen.until(b"q> ");
+    assert_eq!(typing.join().unwrap(), pasted.len(), "it is one write");
+    screen.type_in(b"fine\n");
+    screen.until_end();
+    recording.until_exit_of(screen.child.id());
+    recording.settle();
+    let (typed, withheld) = recording.input();
+    assert_eq!(String::from_utf8_lossy(&typed), "fine\n");
+    assert_eq!(withheld, pasted.len() as u64);
+    recording.kernel().end_session(11).unwrap();
+}
+
 #[test]
 fn a_terminal_inside_a_terminal_is_recorded_by_its_own_master() {
     need_kernel!();
