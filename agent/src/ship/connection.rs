@@ -250,9 +250,9 @@ impl<'a> Pump<'a> {
         };
         if begin.acked > 0 {
             pump.advance(begin.acked, begin.hash);
-        }
-        if begin.acked > 0 && pump.next > pump.readable() {
-            pump.agreed();
+            if pump.next > pump.readable() {
+                pump.agreed();
+            }
         }
         pump
     }
