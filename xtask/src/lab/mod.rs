@@ -334,7 +334,8 @@ fn explain(folder: &RunFolder, kernel: Kernel, progress: &Progress) -> Result<St
     Ok(format!("{:>4} | the console's last lines:\n{}", kernel.name, lines.collect::<String>()))
 }
 
-/// The program that the guest starts. Test names come from the command line, so they are quoted.
+/// The program that the guest starts. Panics show where they came from; errors say what they have to, and a backtrace of each would push that
+/// out of the lines that are shown. Test names come from the command line, so they are quoted.
 fn test_script(args: &LabArgs, suites: &[String], filters: &[String], kernel: Kernel) -> String {
     let suites: String = suites.iter().map(|suite| format!(" --suite {}", quote(suite))).collect();
     let filters: String = filters.iter().map(|filter| format!(" {}", quote(filter))).collect();
@@ -342,7 +343,7 @@ fn test_script(args: &LabArgs, suites: &[String], filters: &[String], kernel: Ke
         "#!/bin/sh\n\
          if [ -e {started} ] && [ ! -e {resume} ]; then echo 'LAB ERROR the guest crashed and booted anew'; exit; fi\n\
          touch {started}; sync {started}\n\
-         export BREAKGLASS_LAB_KERNEL={} BREAKGLASS_LAB_TIER={} BREAKGLASS_BIN_DIR=/lab/bin RUST_BACKTRACE=1{everywhere}\n\
+         export BREAKGLASS_LAB_KERNEL={} BREAKGLASS_LAB_TIER={} BREAKGLASS_BIN_DIR=/lab/bin RUST_BACKTRACE=1 RUST_LIB_BACKTRACE=0{everywhere}\n\
          /lab/bin/xtask lab guest --test-timeout {}{suites} --{filters} || echo \"LAB ERROR the tests could not be run\"\n",
         kernel.name,
         args.boot.tier.name(),

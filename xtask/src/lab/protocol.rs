@@ -45,12 +45,17 @@ pub struct Progress {
     pub planned: Option<u32>,
     /// The last verdict.
     pub verdict: Option<Verdict>,
-    /// Names of failed tests and troubles of the guest, as printed. At most [`TROUBLES_KEPT`].
+    /// Failed tests with the end of what they printed, and troubles of the guest, as printed. At most [`TROUBLES_KEPT`] lines.
     pub troubles: Vec<String>,
+    /// The test before failed: what it printed follows.
+    explains: bool,
 }
 
 /// More would hide the verdict; the log has all.
-const TROUBLES_KEPT: usize = 100;
+const TROUBLES_KEPT: usize = 400;
+
+/// How a line begins that a failed test had printed.
+const PRINTED: &str = "    | ";
 
 impl Outcome {
     /// The word for it.
@@ -107,10 +112,16 @@ impl Progress {
             self.planned = count.parse().ok();
         } else if let Some(verdict) = Verdict::parse(line) {
             self.verdict = Some(verdict);
-        } else if (is_failed_test(line) || line.starts_with("LAB ERROR")) && self.troubles.len() < TROUBLES_KEPT {
+        }
+        let printed = line.starts_with(PRINTED);
+        if line.starts_with("LAB ") {
+            self.explains = is_failed_test(line);
+        }
+        let trouble = self.explains && printed || is_failed_test(line) || line.starts_with("LAB ERROR");
+        if trouble && self.troubles.len() < TROUBLES_KEPT {
             self.troubles.push(line.to_owned());
         }
-        line.starts_with("LAB ") || line.starts_with("    | ")
+        line.starts_with("LAB ") || printed
     }
 
     /// Full names of the failed tests; none if they are not known for certain, since the guest ended too early or had too many.
@@ -192,12 +203,14 @@ mod tests {
     }
 
     #[test]
-    fn failed_tests_are_kept_by_name() {
+    fn failed_tests_are_kept_with_what_they_said() {
         let mut progress = Progress::default();
         assert!(progress.line("LAB TEST 1/2 failed 1.0s lab::boot::bpf"));
-        assert!(progress.line("LAB TEST 2/2 passed 1.0s lab::boot::failed"));
         assert!(!progress.line("[    1.0] something else"));
-        assert_eq!(progress.troubles, ["LAB TEST 1/2 failed 1.0s lab::boot::bpf"]);
+        assert!(progress.line("    | no such file"));
+        assert!(progress.line("LAB TEST 2/2 passed 1.0s lab::boot::failed"));
+        assert!(progress.line("    | not of a failed one"));
+        assert_eq!(progress.troubles, ["LAB TEST 1/2 failed 1.0s lab::boot::bpf", "    | no such file"]);
         assert!(progress.failed_tests().is_empty(), "without a verdict more may have failed");
         progress.line("LAB VERDICT passed=1 failed=1 skipped=0");
         assert_eq!(progress.failed_tests(), ["lab::boot::bpf"]);

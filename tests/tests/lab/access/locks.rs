@@ -2,9 +2,10 @@
 
 use std::{
     fs,
+    io::Read as _,
     path::Path,
     process::{Child, Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -62,6 +63,7 @@ fn locks_whatever_happens() -> Result<()> {
     cases.case("an agent that hangs is overtaken by the timer", || hang(&host));
     host.restart_with(&[(UNGUARDED.1, UNGUARDED.0)])?;
     cases.case("the unit that runs before logins at boot locks what it finds open", || lock_first(&host));
+    cases.case("that unit waits for who changes the account files", lock_waits);
     cases.case("the lock comes before everything that lets somebody in", boot_order);
     cases.verdict()
 }
@@ -235,6 +237,29 @@ fn lock_first(host: &Host) -> Result<()> {
     )?;
     both(host, false)?;
     shell("systemctl restart breakglass-lock")?;
+    is_locked()
+}
+
+/// Somebody holds the lock on the account files for less than `lckpwdf(3)` waits: boots are busy, and disks are slow.
+fn lock_waits() -> Result<()> {
+    const HELD_SECONDS: u64 = 9;
+    // It would lock by itself.
+    shell("systemctl stop breakglass-agent; usermod -p '*' -e '' breakglass")?;
+    let script = format!(
+        "import fcntl, time; file = open('/etc/.pwd.lock', 'w'); fcntl.lockf(file, fcntl.LOCK_EX); \
+         print('held', flush=True); time.sleep({HELD_SECONDS})"
+    );
+    let mut holder = Command::new("python3").args(["-c", &script]).stdout(Stdio::piped()).spawn()?;
+    let mut said = [0; 4];
+    let held = holder.stdout.take().context("no output")?.read_exact(&mut said);
+    let start = Instant::now();
+    let locked = held.map_err(Into::into).and_then(|()| shell("systemctl restart breakglass-lock"));
+    let waited = start.elapsed();
+    holder.wait()?;
+    let started = shell("systemctl start breakglass-agent");
+    locked?;
+    started?;
+    ensure!(waited >= Duration::from_secs(HELD_SECONDS - 3), "nothing was waited for: {waited:?}");
     is_locked()
 }
 
