@@ -250,7 +250,7 @@ class Numbers:
         self.before = {}
 
 
-# Fields of Batch, Event and the kinds of events that matter here (event.proto).
+# Fields of Batch, Event and the kinds of events that matter here (collector/api/proto).
 SESSIONS, EVENTS = 1, 2
 EVENT_SESSION, ORIGIN, SESSION_OPENED, SESSION_CLOSED, AGENT_STARTED, GAP = 2, 3, 40, 41, 60, 62
 OPERATOR, OPERATOR_KEY = 1, 2

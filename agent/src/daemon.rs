@@ -55,8 +55,8 @@ const BLOCKING_THREADS: usize = 16;
 /// How long a stop waits for the collector to acknowledge what is left. The spool keeps what it does not.
 const SHIP_DRAIN: Duration = Duration::from_secs(2);
 
-/// How long a stop waits for the comparison after a session.
-const SETTLE_LIMIT: Duration = Duration::from_secs(15);
+/// How long a stop waits for the comparison after a session: longer than a look at the host takes at most.
+const SETTLE_LIMIT: Duration = Duration::from_secs(25);
 
 /// How long a stop waits for notices to go out.
 const NOTICE_LIMIT: Duration = Duration::from_secs(2);

@@ -23,7 +23,7 @@ use super::{
 };
 
 /// How long past its time a step may need to notice that it is over, before it counts as stuck.
-const GRACE: Duration = Duration::from_millis(300);
+const GRACE: Duration = Duration::from_secs(1);
 
 /// No look is given longer, whatever the limits say.
 const LONGEST: Duration = Duration::from_secs(3600);

@@ -20,8 +20,9 @@ use super::{
     walk,
 };
 
-/// How long one step may take. Most take well under a millisecond; this is for a cold disk.
-const STEP_TIME: Duration = Duration::from_secs(1);
+/// How long one step may take. Most take well under a millisecond; this is for a slow disk, and for settings whose lock the kernel holds while
+/// programs are attached or detached, as happens at both ends of a session (`ftrace_lock`).
+const STEP_TIME: Duration = Duration::from_secs(4);
 
 /// Most files with keys that are read.
 const KEY_FILES_MAX: usize = 16 * 1024;
@@ -63,7 +64,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             part: Part::Whole,
-            time: Duration::from_secs(10),
+            time: Duration::from_secs(20),
             file_bytes: 1024 * 1024,
             total_bytes: 64 * 1024 * 1024,
             folder_names: 16 * 1024,

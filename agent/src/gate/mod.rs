@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// After this a phase that looks at files only has failed: sshd would wait for us for as long as it grants for a login.
-const FILES_LIMIT: Duration = Duration::from_secs(2);
+const FILES_LIMIT: Duration = Duration::from_secs(10);
 
 /// The same for the phase that waits for the agent, which may have to wait for others who change the account files.
 const AUTH_LIMIT: Duration = Duration::from_secs(20);

@@ -84,7 +84,7 @@ fn nothing_runs_while_the_agent_shows_no_sign_of_life() {
     need_kernel!();
     let mut recording = Recording::guarded_with(|options| options.stale_after = Duration::from_millis(1500));
     recording.kernel().begin_session(3).unwrap();
-    assert!(runs(recording.uid));
+    until_runs(recording.uid, true);
     // The process lives, and beats no more.
     recording.reader = None;
     recording.kernel = None;
@@ -159,8 +159,11 @@ fn settings_that_somebody_else_changes_are_put_back() {
         std::thread::sleep(Duration::from_millis(20));
     }
     let health = std::sync::Arc::clone(recording.kernel().health());
-    let told = std::iter::from_fn(|| health.take_notice()).any(|notice| notice.code == "settings-changed");
-    assert!(told, "nobody hears of it");
+    // They are put right first.
+    while !std::iter::from_fn(|| health.take_notice()).any(|notice| notice.code == "settings-changed") {
+        assert!(Instant::now() < limit, "nobody hears of it");
+        std::thread::sleep(Duration::from_millis(20));
+    }
     until_runs(recording.uid, true);
     let seen = recording.seen.len();
     let mut marked = command_as(recording.uid, "/bin/true");

@@ -39,10 +39,11 @@ const LIMIT: Duration = Duration::from_secs(90);
 
 /// How long the collector may take to have what was recorded, here and under emulation.
 const ARRIVAL: Duration = Duration::from_secs(6);
-const ARRIVAL_IN_LAB: Duration = Duration::from_secs(20);
+const ARRIVAL_IN_LAB: Duration = Duration::from_secs(60);
 
 /// After the end of an attack is on record, what belongs before it is too; events that the agent adds come within a round.
 const GRACE: Duration = Duration::from_millis(1500);
+const GRACE_IN_LAB: Duration = Duration::from_secs(10);
 
 /// A signal that ends a process takes effect within that.
 const SETTLE: Duration = Duration::from_millis(300);
@@ -504,7 +505,7 @@ impl Stage {
     fn judge(&mut self, case: &Case, deed: &Deed) -> Result<Outcome> {
         let done = (case.done)(deed);
         let start = Instant::now();
-        let arrival = if in_lab() { ARRIVAL_IN_LAB } else { ARRIVAL };
+        let (arrival, grace) = if in_lab() { (ARRIVAL_IN_LAB, GRACE_IN_LAB) } else { (ARRIVAL, GRACE) };
         let mut ended_at = None;
         loop {
             self.refresh()?;
@@ -525,7 +526,7 @@ impl Stage {
             if ended_at.is_none() && deed.ended && record.ran(&format!("end-{}", deed.mark)) {
                 ended_at = Some(Instant::now());
             }
-            let over = ended_at.is_some_and(|at| at.elapsed() > GRACE) || start.elapsed() > arrival;
+            let over = ended_at.is_some_and(|at| at.elapsed() > grace) || start.elapsed() > arrival;
             match (over, done) {
                 (true, true) => return Ok(Outcome::Open),
                 (true, false) => {

@@ -93,7 +93,7 @@ pub fn expect_refused(stack: &Stack, when: &str) -> Result<()> {
 }
 
 fn deadline() -> Result<()> {
-    let (cause, late) = outlast("12s", |_, opened| Ok(opened.deadline_boot_ns))?;
+    let (cause, late) = outlast("20s", |_, opened| Ok(opened.deadline_boot_ns))?;
     ensure!(cause == CloseCause::Deadline, "closed because of {cause:?}");
     ensure!(late <= BUDGET, "dead only {late:?} after the deadline");
     Ok(())

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use breakglass_api::v1::{LeftBehind, event::Body, left_behind::Category};
 use breakglass_tests::{machine, poll};
 
@@ -117,12 +117,11 @@ fn survivors(stage: &mut Stage, case: &Case) -> Result<Deed> {
         do sleep 12345
         done' </dev/null >/dev/null 2>&1 &)
         command -v tmux >/dev/null && tmux -f /dev/null new-session -d 'sleep 12345'
-        sleep 0.3
         act
     "#;
     stage.run(&mut deed, script)?;
     let sleeping = || machine::processes_with(&["sleep", "12345"]).len();
-    ensure!(sleeping() >= 4, "only {} were left", sleeping());
+    poll::until_true("all that is to outlive it", poll::SOON, || Ok(sleeping() >= 4))?;
     stage.stack.close()?;
     stage.hang_up();
     deed.value = sleeping() as u64;

@@ -120,7 +120,9 @@ fn tmux(stage: &mut Stage, case: &Case) -> Result<Deed> {
 /// A process that wakes up into what was written over its code.
 fn into_memory(stage: &mut Stage, case: &Case) -> Result<Deed> {
     let mut deed = stage.prepare(case)?;
-    let mut victim = std::process::Command::new("sleep").arg("3").spawn()?;
+    // Reached before it wakes, also under emulation.
+    let asleep = if crate::stage::in_lab() { "15" } else { "3" };
+    let mut victim = std::process::Command::new("sleep").arg(asleep).spawn()?;
     let script = format!("\"$attack\" inject {} mem \"$file\" \"$mark\"; appears", victim.id());
     let result = stage.run(&mut deed, &script);
     victim.kill()?;
