@@ -17,7 +17,7 @@ use crate::kernel::ProcessId;
 
 /// Longest that the hunt goes on before it reports survivors. A killed process that is stuck in the kernel dies when the
 /// kernel lets it go; waiting longer would only delay the report.
-pub const HUNT_LIMIT: Duration = Duration::from_secs(10);
+pub const HUNT_LIMIT: Duration = Duration::from_secs(5);
 
 /// Rounds in a row that must find nothing: one could fall between a fork and the child's appearance in `/proc`.
 const QUIET_ROUNDS: u32 = 2;
