@@ -297,8 +297,8 @@ mod tests {
         // 2 ms each, and at most 20 ms of rest: 28 in 600 ms, and the first ones outside the lanes.
         let wrongs = flood.await.unwrap();
         assert!(wrongs <= 48, "{wrongs} wrong proofs were checked");
-        // Behind one another's they would wait for eight of those, each time: six at most. On a quiet machine it is hundreds.
-        assert!(rights >= 15, "only {rights} right proofs got through");
+        // Behind one another's they would wait for eight of those, each time: six at most.
+        assert!(rights >= 30, "only {rights} right proofs got through");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

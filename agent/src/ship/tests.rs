@@ -502,9 +502,7 @@ async fn from_the_event_to_the_acknowledgement_takes_milliseconds() {
     recorder.stop().await;
     shipper.stop().await;
     times.sort();
+    // The budget is 50 ms at p99; half of the events within it hold on a machine that does other things, too.
     println!("acknowledged p50 {:?} p99 {:?}", times[150], times[297]);
-    // The budget is 50 ms at p99; half of the events within it hold on a machine that does other things, too. How long its disk takes is left out.
-    let mut shipped: Vec<_> = times.iter().map(|(total, durable)| *total - *durable).collect();
-    shipped.sort();
-    assert!(shipped[150] < Duration::from_millis(50), "{:?}", shipped[150]);
+    assert!(times[150].0 < Duration::from_millis(50), "{:?}", times[150]);
 }

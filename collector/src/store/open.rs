@@ -15,7 +15,7 @@ const ROWS_AHEAD: usize = 4;
 /// How long to wait for another process's lock. Nobody else writes; a backup may read.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a query waits for a free connection.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Prepared statements kept per connection: every statement there is, bulk ones in each of their sizes.
 const STATEMENTS: usize = 256;
 

@@ -104,19 +104,18 @@ async fn silence_raises_an_alarm_in_time_and_lasts_until_the_host_is_heard() {
     broken.send(Spool::new(1).frame(Some(session_id(1)), vec![opened("alice")])).await;
     broken.acked(1).await;
     let fell_silent = wall_ns();
-    // As the collector stamped it: how soon this test gets to ask says nothing. That it comes within 3 s and within 10 s of a collector that is
-    // not held up itself is computed in `silence.rs`; here the machine may be slow.
+    // As the collector stamped it: how soon this test gets to ask says nothing.
     let after = |alarm: &Alarm| (alarm.began_ns - fell_silent) as f64 / 1e9;
 
     // Both connections stay up: a host that hangs looks like this.
     let first = eventually(async || alarms(&mut rita).await.into_iter().next()).await;
-    assert!(after(&first) < 10.0, "{} s", after(&first));
+    assert!(after(&first) < 3.0, "{} s", after(&first));
     assert_eq!(
         (first.code.as_str(), first.hostname.as_str(), &first.session),
         ("silent-in-session", "web1", &session_text(1))
     );
     let second = eventually(async || alarms(&mut rita).await.into_iter().find(|alarm| alarm.hostname == "db1")).await;
-    assert!((4.0..20.0).contains(&after(&second)), "{} s", after(&second));
+    assert!((4.0..10.0).contains(&after(&second)), "{} s", after(&second));
     assert_eq!((second.code.as_str(), second.ended_ns), ("silent", 0));
     assert_eq!(alarms(&mut rita).await.len(), 2, "once for each silence");
 

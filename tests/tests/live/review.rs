@@ -1,5 +1,7 @@
 //! What the security team sees, by the command that it uses.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use breakglass_api::v1::SearchKind;
 use breakglass_tests::{
@@ -112,7 +114,7 @@ fn follow() -> Result<()> {
         let mut watching = Terminal::start_piped(&stack.run, &mut show)?;
         for number in 1..=3 {
             stack.ssh_run(&opened, &format!("/bin/echo follow-{number}"))?;
-            watching.expect_within(&format!("follow-{number}"), poll::EVENTUALLY)?;
+            watching.expect_within(&format!("follow-{number}"), Duration::from_secs(5))?;
         }
         stack.close()?;
         watching.finish(poll::SOON).context("it follows on after the end")?;

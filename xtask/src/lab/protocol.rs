@@ -55,7 +55,7 @@ pub struct Progress {
 const TROUBLES_KEPT: usize = 400;
 
 /// How a line begins that a failed test had printed.
-const PRINTED: &str = "    | ";
+pub const PRINTED: &str = "    | ";
 
 impl Outcome {
     /// The word for it.

@@ -25,7 +25,7 @@ use nix::{
 
 use super::{
     host,
-    protocol::{Outcome, Verdict},
+    protocol::{Outcome, PRINTED, Verdict},
 };
 
 mod processors;
@@ -156,7 +156,7 @@ fn report(number: usize, count: usize, test: &Test, outcome: &Outcome, seconds: 
     };
     println!("LAB TEST {number}/{count} {} {seconds:.1}s {}{reason}", outcome.word(), test.full_name());
     if matches!(outcome, Outcome::Failed(_)) {
-        host::tail(output, FAILURE_LINES).lines().for_each(|line| println!("    | {}", host::printable(line)));
+        host::tail(output, FAILURE_LINES).lines().for_each(|line| println!("{PRINTED}{}", host::printable(line)));
     }
 }
 

@@ -140,7 +140,7 @@ fn ends_on_time(host: &Host, opened: &Opened) -> Result<()> {
     let now = machine::boot_ns()?;
     ensure!(now >= opened.deadline_boot_ns, "closed before its deadline");
     let late = Duration::from_nanos(now - opened.deadline_boot_ns);
-    ensure!(late < Duration::from_secs(30), "closed {late:?} after its deadline");
+    ensure!(late < Duration::from_secs(15), "closed {late:?} after its deadline");
     is_locked()?;
     both(host, false)
 }
