@@ -252,7 +252,7 @@ class Numbers:
 
 # Fields of Batch, Event and the kinds of events that matter here (collector/api/proto).
 SESSIONS, EVENTS = 1, 2
-EVENT_SESSION, ORIGIN, SESSION_OPENED, SESSION_CLOSED, AGENT_STARTED, GAP = 2, 3, 40, 41, 60, 62
+EVENT_SESSION, ORIGIN, SESSION_OPENED, SESSION_CLOSED, SESSION_EXTENDED, AGENT_STARTED, GAP = 2, 3, 40, 41, 48, 60, 62
 OPERATOR, OPERATOR_KEY = 1, 2
 
 
@@ -307,6 +307,11 @@ class Payloads:
         return raw
 
 
+def who(body):
+    fields_of = message(body)
+    return tuple(fields_of.get(field, b"").decode(errors="replace") for field in (OPERATOR, OPERATOR_KEY))
+
+
 def read_batch(frame, raw, session, numbers, told):
     batch = list(fields(raw))
     sessions = [value for field, value in batch if field == SESSIONS]
@@ -338,8 +343,9 @@ def read_batch(frame, raw, session, numbers, told):
                 if kind in event:
                     told.setdefault(kind, frame.seq)
             if SESSION_OPENED in event:
-                opened = message(event[SESSION_OPENED])
-                told.setdefault("operator", tuple(opened.get(field, b"").decode(errors="replace") for field in (OPERATOR, OPERATOR_KEY)))
+                told.setdefault("operator", who(event[SESSION_OPENED]))
+            if SESSION_EXTENDED in event:
+                told.setdefault("joined", set()).add(who(event[SESSION_EXTENDED]))
 
 
 # --- Verifying ----------------------------------------------------------------------------------------------------------
@@ -575,9 +581,9 @@ class Verifier:
             raise Broken("a review of another session")
         if self.trust.reviewers is not None and (review.reviewer, review.key) not in self.trust.reviewers:
             raise Broken("a review by a key that is not that reviewer's")
-        operator, operator_key = self.told.get("operator", ("", ""))
-        if review.reviewer == operator or review.fingerprint() == operator_key:
-            raise Broken("a review by the operator")
+        for operator, operator_key in {self.told.get("operator", ("", "")), *self.told.get("joined", ())}:
+            if review.reviewer == operator or review.fingerprint() == operator_key:
+                raise Broken("a review by an operator of the session")
         hash = self.claims.get(review.frame, self.last_hash if review.frame == self.last else None)
         if hash != review.hash:
             raise Broken("a review of other frames")

@@ -28,7 +28,7 @@ pub fn peer<T>(request: &Request<T>) -> Result<Peer, Status> {
 pub fn host<T>(request: &Request<T>, layout: &Layout) -> Result<Peer, Status> {
     let peer = peer(request)?;
     match peer.role {
-        Role::Host if layout.is_retired(&peer.name) => Err(denied(&peer, "this host was retired here")),
+        Role::Host if layout.is_refused(&peer.name) => Err(denied(&peer, "this host was retired here")),
         Role::Host => Ok(peer),
         Role::Collector | Role::Operator | Role::Reviewer | Role::Admin => {
             Err(denied(&peer, "only the agent of a host may send records"))

@@ -112,6 +112,12 @@ impl Default for Presence {
 }
 
 impl Presence {
+    /// One in which nobody was heard since `began`.
+    #[cfg(test)]
+    pub(crate) fn begun(began: Instant) -> Self {
+        Self { began, ..Self::default() }
+    }
+
     /// A host connected. An older connection of the same host is told to end: a restarted agent calls again long before its old
     /// connection is known to be dead.
     pub fn arrive(&self, host_id: &str, takes_orders: bool, keeps_talking: bool) -> (Visit, Called) {

@@ -28,14 +28,19 @@ pub fn command_line<W: AsRef<[u8]>>(words: &[W]) -> String {
 /// `text`, cut at [`TEXT_MAX`] with a note that says so.
 pub fn bounded(mut text: String) -> String {
     if text.len() > TEXT_MAX {
-        let mut end = TEXT_MAX;
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        text.truncate(end);
+        text.truncate(text.floor_char_boundary(TEXT_MAX));
         text.push_str(CUT_NOTE);
     }
     text
+}
+
+/// `text` in at most `most` bytes, of which a note that says so is the end where it was cut.
+pub fn cut(text: &str, most: usize) -> String {
+    if text.len() <= most {
+        return text.to_owned();
+    }
+    let kept = text.floor_char_boundary(most.saturating_sub(CUT_NOTE.len()));
+    format!("{}{CUT_NOTE}", text.get(..kept).unwrap_or_default())
 }
 
 fn push_word(line: &mut String, word: &[u8]) {
@@ -99,6 +104,14 @@ mod tests {
     fn six_mebibytes_are_cut_with_a_note() {
         let line = command_line(&[vec![b'a'; 6 << 20]]);
         assert!(line.len() <= TEXT_MAX + CUT_NOTE.len() && line.ends_with(CUT_NOTE));
+    }
+
+    #[test]
+    fn a_text_that_is_cut_says_so_and_is_no_longer_than_it_may_be() {
+        assert_eq!(cut("done", 4), "done");
+        // Between two bytes of one character: before it.
+        let text = cut(&"é".repeat(100), 64);
+        assert!(text.len() <= 64 && text.len() > 60 && text.ends_with("é […cut]"), "{text}");
     }
 
     proptest! {

@@ -3,10 +3,12 @@
 use std::fs::{File, TryLockError};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::pki::Owner;
 use crate::reviews::ReviewSettings;
 use crate::tlog::settings::LogSettings;
 
@@ -141,10 +143,33 @@ impl Layout {
         self.root.join("retired")
     }
 
-    /// Whether a host is not to come back.
+    /// Whether a host is known to be retired. Where that cannot be told it is not: its silence is still one.
     pub fn is_retired(&self, host_id: &str) -> bool {
+        self.retirement(host_id).unwrap_or(false)
+    }
+
+    /// Whether a host is to be refused: it is retired, or that cannot be told.
+    pub fn is_refused(&self, host_id: &str) -> bool {
+        self.retirement(host_id).unwrap_or_else(|error| {
+            // Every host calls again and again.
+            static SAID: Once = Once::new();
+            let path = self.retired();
+            SAID.call_once(|| {
+                tracing::error!(
+                    path = %path.display(), %error,
+                    "it cannot be told which hosts are retired, so all are refused; the folder must belong to the user of this service"
+                );
+            });
+            true
+        })
+    }
+
+    fn retirement(&self, host_id: &str) -> std::io::Result<bool> {
         // An id is a UUID; nothing that could lead elsewhere gets into a certificate.
-        !host_id.contains('/') && self.retired().join(host_id).exists()
+        if host_id.contains('/') {
+            return Ok(false);
+        }
+        self.retired().join(host_id).try_exists()
     }
 
     /// The key of the transparency log.
@@ -180,14 +205,20 @@ impl Layout {
     /// Takes the folder's lock, so that only one process writes its databases. Held as long as the file is open.
     pub fn lock(&self) -> anyhow::Result<File> {
         let data = self.data();
-        std::fs::create_dir_all(&data).with_context(|| format!("cannot create {}", data.display()))?;
-        take_lock(&data)
+        let owner = Owner::of(&self.root)?;
+        owner.create_private_dir(&data)?;
+        let lock = take_lock(&data)?;
+        owner.take(&data.join(LOCK))?;
+        Ok(lock)
     }
 }
 
+/// The file of [`take_lock`].
+const LOCK: &str = "lock";
+
 /// Takes the lock of a folder, so that only one process uses it. Held as long as the file is open.
 pub fn take_lock(dir: &Path) -> anyhow::Result<File> {
-    let path = dir.join("lock");
+    let path = dir.join(LOCK);
     let file = File::options()
         .create(true)
         .truncate(false)
@@ -229,6 +260,19 @@ mod tests {
         let layout = Layout::new(Path::new("/nonexistent/breakglass"));
         let message = format!("{:#}", layout.settings().unwrap_err());
         assert!(message.contains("init --dir /nonexistent/breakglass"), "{message}");
+    }
+
+    #[test]
+    fn where_it_cannot_be_told_who_is_retired_all_are_refused_and_all_are_watched() {
+        let (dir, layout) = folder_with("");
+        assert!(!layout.is_refused("h") && !layout.is_retired("h"));
+        std::fs::create_dir(layout.retired()).unwrap();
+        std::fs::write(layout.retired().join("h"), "").unwrap();
+        assert!(layout.is_refused("h") && layout.is_retired("h") && !layout.is_refused("i"));
+        // What root may look into anyway is no test; what is no folder nobody can.
+        std::fs::remove_dir_all(layout.retired()).unwrap();
+        std::fs::write(dir.path().join("retired"), "").unwrap();
+        assert!(layout.is_refused("h") && !layout.is_retired("h"));
     }
 
     #[test]

@@ -196,6 +196,12 @@ pub fn frame_len(bytes: &[u8]) -> Result<usize, FrameError> {
     Ok(HEADER_LEN + payload + HASH_LEN)
 }
 
+/// Length of the decompressed payload, as the header of the frame that begins with `bytes` claims, without any check; never above [`RAW_MAX`], beyond which
+/// a frame is not decompressed.
+pub fn claimed_raw_len(bytes: &[u8]) -> usize {
+    bytes.get(..HEADER_LEN).map_or(0, |header| u32_at(header, 108) as usize).min(RAW_MAX)
+}
+
 impl<'a> Frame<'a> {
     /// Checks that `bytes` are exactly one frame.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, FrameError> {

@@ -1,16 +1,20 @@
 //! `breakglass-collector enroll`.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::init::{sorted, usual_names};
 use super::person_role;
 use crate::enrol::token::Tokens;
-use crate::pki::{Authority, Issued, Role, create_private_dir, write_new, write_private};
+use crate::pki::{
+    self, Authority, Issued, Owner, Role, create_private_dir, read_private_key, write_new, write_private,
+};
 use crate::settings::{Layout, Settings};
 
 #[derive(Debug, Subcommand)]
@@ -30,6 +34,10 @@ pub enum Enroll {
         after_help = "Example:\n  breakglass-collector enroll retire HOST-ID --dir /var/lib/breakglass-collector"
     )]
     Retire(Retire),
+    /// Make the collector's own certificate anew, for the names of the old one and for its key. It is taken at the next start.
+    #[command(after_help = "It is good for a year; the collector reminds you from 30 days before its end.\n\n\
+        Example:\n  breakglass-collector enroll collector --dir /var/lib/breakglass-collector")]
+    Collector(Own),
     /// Make the folder that a person needs to look at records here.
     #[command(
         after_help = "Example:\n  breakglass-collector enroll person alice --role reviewer --dir /var/lib/breakglass-collector --out alice"
@@ -76,6 +84,16 @@ pub struct Retire {
 }
 
 #[derive(Debug, Args)]
+pub struct Own {
+    /// A further DNS name or address that the certificate is good for; may be given more than once.
+    #[arg(long = "san", value_name = "NAME")]
+    sans: Vec<String>,
+    /// The collector's folder, as made by init.
+    #[arg(long, value_name = "FOLDER")]
+    dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
 pub struct Person {
     /// The person's name; for an operator, as in allowed_signers.
     name: String,
@@ -105,6 +123,7 @@ impl Enroll {
             Enroll::Host(host) => host.run(),
             Enroll::Token(token) => token.run(),
             Enroll::Retire(retire) => retire.run(),
+            Enroll::Collector(own) => own.run(),
             Enroll::Person(person) => person.run(),
         }
     }
@@ -133,6 +152,7 @@ impl Token {
         let id = self.id.unwrap_or_else(Uuid::new_v4).to_string();
         let ca = crate::pki::certificate_der(&layout.ca_cert())?;
         let valid = Duration::from_secs(u64::from(self.minutes) * 60);
+        Owner::of(&self.dir)?.create_private_dir(&layout.tokens())?;
         let token = Tokens::new(layout.tokens()).make(&id, &self.name, valid, &ca)?;
         let url = self.url.clone().unwrap_or_else(|| default_url(&settings));
         println!(
@@ -148,13 +168,60 @@ impl Retire {
     fn run(&self) -> anyhow::Result<()> {
         let layout = Layout::new(&self.dir);
         layout.settings()?;
-        create_private_dir(&layout.retired())?;
+        let owner = Owner::of(&self.dir)?;
+        owner.create_private_dir(&layout.retired())?;
         let path = layout.retired().join(self.id.to_string());
         match self.undo {
-            false => std::fs::write(&path, "").with_context(|| format!("cannot write {}", path.display()))?,
+            false if layout.is_retired(&self.id.to_string()) => owner.take(&path)?,
+            false => owner.write_private(&path, "")?,
             true => std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?,
         }
         println!("host {} is {}", self.id, if self.undo { "in service again" } else { "retired" });
+        Ok(())
+    }
+}
+
+impl Own {
+    fn run(&self) -> anyhow::Result<()> {
+        let layout = Layout::new(&self.dir);
+        let settings = layout.settings()?;
+        let (ca_key, key, cert) = (layout.ca_key(), layout.key(), layout.cert());
+        if !ca_key.try_exists().with_context(|| format!("cannot look at {}", ca_key.display()))? {
+            bail!(
+                "{} is not here: put it back from where it is kept; without it no certificate can be made",
+                ca_key.display()
+            );
+        }
+        let authority = Authority::load(&layout)?;
+        let names = match cert.try_exists().with_context(|| format!("cannot look at {}", cert.display()))? {
+            true => pki::names_of(&cert)?,
+            false => usual_names(settings.listen),
+        };
+        let names = sorted(&settings.name, [names, self.sans.clone()].concat());
+        let owner = Owner::of(&self.dir)?;
+        let issued = match key.try_exists().with_context(|| format!("cannot look at {}", key.display()))? {
+            true => authority.renew_collector(&settings.name, &names, &read_private_key(&key)?)?,
+            false => {
+                let issued = authority.issue_collector(&settings.name, &names)?;
+                owner.write_private(&key, &issued.key_pem)?;
+                issued.cert_pem
+            }
+        };
+        // At once: a collector that starts meanwhile finds the old one or the new one.
+        let made = cert.with_extension("crt.new");
+        match std::fs::remove_file(&made) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove {}", made.display()));
+            }
+            _ => owner.write_new(&made, &issued)?,
+        }
+        std::fs::rename(&made, &cert).with_context(|| format!("cannot replace {}", cert.display()))?;
+        println!(
+            "{} is good until {} for {}; restart the collector to have it used",
+            cert.display(),
+            pki::end_of(&cert)?.date(),
+            [vec![settings.name], names].concat().join(", ")
+        );
         Ok(())
     }
 }

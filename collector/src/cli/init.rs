@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use clap::Args;
 
-use crate::pki::{Authority, create_private_dir, write_new, write_private};
+use crate::pki::{Authority, Owner, create_private_dir};
 use crate::reviews::ReviewSettings;
 use crate::settings::{Alarms, Enrol, Layout, Settings};
 use crate::tlog::note::{KeyType, NoteKey};
@@ -59,28 +59,21 @@ impl Init {
         let config = toml::to_string(&settings).context("cannot write the settings")?;
 
         create_private_dir(&self.dir)?;
-        create_private_dir(&layout.data())?;
-        write_private(&layout.ca_key(), &root.key_pem)?;
-        write_new(&layout.ca_cert(), &root.cert_pem)?;
-        write_private(&layout.key(), &leaf.key_pem)?;
-        write_new(&layout.cert(), &leaf.cert_pem)?;
-        write_private(&layout.log_key(), &log_key.to_secret())?;
+        let owner = Owner::of(&self.dir)?;
+        owner.create_private_dir(&layout.data())?;
+        owner.write_private(&layout.ca_key(), &root.key_pem)?;
+        owner.write_new(&layout.ca_cert(), &root.cert_pem)?;
+        owner.write_private(&layout.key(), &leaf.key_pem)?;
+        owner.write_new(&layout.cert(), &leaf.cert_pem)?;
+        owner.write_private(&layout.log_key(), &log_key.to_secret())?;
         // Last: with this file the folder is complete.
-        write_new(&layout.config(), &config)?;
+        owner.write_new(&layout.config(), &config)?;
         self.explain(&log_key);
         Ok(())
     }
 
     fn all_sans(&self) -> Vec<String> {
-        let mut sans = self.sans.clone();
-        sans.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned));
-        if !self.listen.ip().is_unspecified() {
-            sans.push(self.listen.ip().to_string());
-        }
-        sans.retain(|san| *san != self.name);
-        sans.sort();
-        sans.dedup();
-        sans
+        sorted(&self.name, [self.sans.clone(), usual_names(self.listen)].concat())
     }
 
     fn explain(&self, log_key: &NoteKey) {
@@ -100,4 +93,21 @@ impl Init {
             log = log_key.public(),
         );
     }
+}
+
+/// What every collector's certificate is good for beside its name: this machine, and the address it listens on.
+pub(super) fn usual_names(listen: SocketAddr) -> Vec<String> {
+    let mut names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec();
+    if !listen.ip().is_unspecified() {
+        names.push(listen.ip().to_string());
+    }
+    names
+}
+
+/// Each once, without the name that is in the certificate anyway.
+pub(super) fn sorted(name: &str, mut names: Vec<String>) -> Vec<String> {
+    names.retain(|one| one != name);
+    names.sort();
+    names.dedup();
+    names
 }

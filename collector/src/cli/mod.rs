@@ -15,7 +15,7 @@ use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::index::Indexer;
-use crate::pki::Role;
+use crate::pki::{Owner, Role};
 use crate::settings::Layout;
 use crate::store::Store;
 
@@ -40,7 +40,7 @@ enum Command {
         Example:\n  breakglass-collector serve --dir /var/lib/breakglass-collector"
     )]
     Serve(Serve),
-    /// Give a host or a person a certificate.
+    /// Give a host, a person or the collector itself a certificate.
     #[command(subcommand)]
     Enroll(enroll::Enroll),
     /// Build every index again from the raw frames. The collector must not be running.
@@ -118,6 +118,11 @@ async fn reindex(layout: &Layout) -> anyhow::Result<()> {
     let store = Store::open(&layout.frames_db()).await?;
     let done = Indexer::rebuild(store.clone(), &layout.index_db()).await?;
     store.close().await;
+    // Root may have built it, for a service that runs as another user.
+    let owner = Owner::of(&layout.data())?;
+    for path in [layout.frames_db(), layout.index_db()] {
+        owner.take(&path)?;
+    }
     println!("indexed {} frames with {} events", done.frames, done.events);
     Ok(())
 }

@@ -69,16 +69,11 @@ impl Desk {
         Ok(from_db(id))
     }
 
-    /// Notes that what an alarm was raised for is over.
-    pub async fn end(&self, id: u64) -> Result<()> {
+    /// Notes that what an alarm was raised for is over, and since when.
+    pub async fn end(&self, id: u64, ended_ns: i64) -> Result<()> {
         let update = sqlx::query("UPDATE alarms SET ended_ns = ? WHERE id = ? AND ended_ns = 0");
-        update
-            .bind(wall_clock_ns())
-            .bind(to_db(id))
-            .execute(&self.writer)
-            .await
-            .map(drop)
-            .map_err(failed("end an alarm"))
+        let done = update.bind(ended_ns).bind(to_db(id)).execute(&self.writer).await;
+        done.map(drop).map_err(failed("end an alarm"))
     }
 
     /// Every alarm that is not over.
@@ -196,7 +191,7 @@ mod tests {
         let alarm = Alarm { host_id: "h".into(), session: "s".into(), code: "silent".into(), ..Alarm::default() };
         let id = desk.raise(&alarm).await.unwrap();
         assert_eq!(desk.lasting().await.unwrap(), [Lasting { id, host_id: "h".into(), in_session: true }]);
-        desk.end(id).await.unwrap();
+        desk.end(id, 7).await.unwrap();
         assert!(desk.lasting().await.unwrap().is_empty());
         assert_eq!(desk.alarms(true, 9).await.unwrap().len(), 1, "over, and nobody has looked yet");
         let first = desk.review(id, "reviewer/rita", "maintenance").await.unwrap().unwrap();

@@ -53,10 +53,10 @@ impl Attempts {
     }
 }
 
-/// Of IPv6 the /64, which one host has to itself.
-fn network(source: IpAddr) -> IpAddr {
-    match source {
-        IpAddr::V4(_) => source,
+/// What counts as one source: an IPv4 address, also where it came as IPv6; of IPv6 the /64, which one host has to itself.
+pub(crate) fn network(source: IpAddr) -> IpAddr {
+    match source.to_canonical() {
+        IpAddr::V4(address) => IpAddr::V4(address),
         IpAddr::V6(address) => IpAddr::V6((u128::from(address) & (u128::MAX << 64)).into()),
     }
 }
@@ -80,5 +80,8 @@ mod tests {
         assert!(!attempts.allowed(source(200)) && !attempts.allowed(None));
         let six = |last: u16| Some(IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, last]));
         assert_eq!(network(six(1).unwrap()), network(six(2).unwrap()));
+        let four = |text: &str| network(text.parse().unwrap());
+        assert_eq!(four("::ffff:10.0.0.1"), four("10.0.0.1"));
+        assert_ne!(four("::ffff:10.0.0.1"), four("::ffff:10.0.0.2"));
     }
 }

@@ -9,4 +9,5 @@ mod service;
 pub mod token;
 
 pub use limit::Attempts;
+pub(crate) use limit::network;
 pub use service::EnrolService;

@@ -20,7 +20,7 @@ use rand::RngCore;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::pki::{create_private_dir, write_private};
+use crate::pki::{Owner, create_private_dir};
 use crate::wall_clock_ns;
 
 const PREFIX: &str = "bge1.";
@@ -89,7 +89,8 @@ impl Tokens {
         };
         create_private_dir(&self.folder)?;
         self.sweep();
-        write_private(&self.entry(&id), &toml::to_string(&entry).context("cannot write a token")?)?;
+        let text = toml::to_string(&entry).context("cannot write a token")?;
+        Owner::of(&self.folder)?.write_private(&self.entry(&id), &text)?;
         let bytes = [&id[..], &secret, &Sha256::digest(ca)].concat();
         Ok(format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes)))
     }

@@ -62,6 +62,19 @@ pub struct Known {
     pub links: HashMap<(i64, PublicKey, u64), Signed>,
 }
 
+impl Known {
+    /// Takes up the links that `changes` add, so that those that follow are compared with them. The first of an epoch counts, as in the index.
+    pub fn take(&mut self, changes: &Changes) {
+        for StatementRow { host, signed, .. } in &changes.statements {
+            let statement = &signed.statement;
+            if let Kind::NextKey(_) = statement.kind {
+                let key = (*host, statement.host_key, statement.epoch);
+                self.links.entry(key).or_insert_with(|| signed.clone());
+            }
+        }
+    }
+}
+
 /// Every statement that an event carries.
 pub fn carried(event: &Event) -> Vec<&SignedStatement> {
     match &event.body {

@@ -5,11 +5,12 @@ use breakglass_api::v1::event::Body;
 use breakglass_api::v1::left_behind::Severity;
 use breakglass_api::v1::stdio_data::Direction;
 use breakglass_api::v1::{
-    Event, Exec, ExecFailed, Exit, LeftBehind, Process, Ring, SearchKind, SessionClosed, SessionOpened,
+    Event, Exec, ExecFailed, Exit, LeftBehind, Process, Ring, SearchKind, SessionClosed, SessionExtended, SessionOpened,
 };
 use prost::Message;
 
 use super::actions;
+use super::attest::{self, Known};
 use super::model::{
     Changes, CommandRow, Decoded, ExitRow, LineRow, ProcessKey, ReplacedRow, SessionKey, SessionState, Slot,
     TerminalKey, TerminalState, Uuid, Working, command_id,
@@ -27,6 +28,9 @@ const WARNINGS_MAX: usize = 8;
 
 /// Longest text of a SessionOpened that is too large as a whole, characters.
 const OPENED_TEXT_MAX: usize = 4096;
+/// Most people, and longest names of theirs, that are kept of those who extended a session.
+const JOINED_MAX: usize = 256;
+const JOINED_TEXT_MAX: usize = 256;
 /// Most survivors, and most counters, kept of a SessionClosed.
 const CLOSED_LIST_MAX: usize = 1024;
 
@@ -52,12 +56,45 @@ pub fn starts_command(event: &Event) -> bool {
     !witness && matches!(event.body, Some(Body::Exec(_) | Body::ExecFailed(_)))
 }
 
-/// Adds one frame. Everything that it refers to must have been loaded into `working`.
-pub fn frame(working: &mut Working, changes: &mut Changes, frame: &Decoded) {
+/// How far frames have been added.
+#[derive(Clone, Copy, Default)]
+pub struct At {
+    /// The frame that is next, or being added.
+    pub frame: usize,
+    /// Its event that is next.
+    event: usize,
+}
+
+impl At {
+    /// Whether no frame is added only in part.
+    pub fn is_between(&self) -> bool {
+        self.event == 0
+    }
+}
+
+/// Adds frames from `at` on, until there is much to write or all are added. Everything that they refer to must have been loaded into `working`.
+pub fn some(working: &mut Working, changes: &mut Changes, known: &mut Known, frames: &[Decoded], at: &mut At) {
+    while let Some(next) = frames.get(at.frame).filter(|_| !changes.is_large()) {
+        match frame(working, changes, next, at.event) {
+            Some(event) => at.event = event,
+            None => {
+                attest::frame(working, changes, known, next);
+                *at = At { frame: at.frame + 1, event: 0 };
+                if working.is_heavy() {
+                    break;
+                }
+            }
+        }
+    }
+    known.take(changes);
+}
+
+/// Adds one frame from its event `first` on. Says which event is next where it was cut short, because there is much to write.
+fn frame(working: &mut Working, changes: &mut Changes, frame: &Decoded, first: usize) -> Option<usize> {
     let host = working.hosts.entry(frame.host).or_default();
-    host.frames += 1;
+    host.frames += u64::from(first == 0);
     changes.hosts.insert(frame.host);
-    if frame.missing_before > 0 {
+    if frame.missing_before > 0 && first == 0 {
         host_gap(working, changes, frame.host, frame.missing_before);
     }
     let (header, batch) = match &frame.content {
@@ -65,12 +102,17 @@ pub fn frame(working: &mut Working, changes: &mut Changes, frame: &Decoded) {
         Err(error) => {
             tracing::error!(arrival = frame.arrival, %error, "a stored frame cannot be read; it is counted as a gap");
             host_gap(working, changes, frame.host, 1);
-            return;
+            return None;
         }
     };
-    let host = working.hosts.entry(frame.host).or_default();
-    host.events = host.events.saturating_add(batch.events.len() as u64);
-    for (place, (event, session)) in frame.events().enumerate() {
+    if first == 0 {
+        let host = working.hosts.entry(frame.host).or_default();
+        host.events = host.events.saturating_add(batch.events.len() as u64);
+    }
+    for (place, (event, session)) in frame.events().enumerate().skip(first) {
+        if changes.is_large() {
+            return Some(place);
+        }
         let at = Place { host: frame.host, arrival: frame.arrival, place, header, boot_ns: event.boot_ns };
         match session {
             Some(uuid) => session_event(working, changes, at, uuid, event),
@@ -81,6 +123,7 @@ pub fn frame(working: &mut Working, changes: &mut Changes, frame: &Decoded) {
             }
         }
     }
+    None
 }
 
 /// Something is missing that no event ties to a session: it may have been the open one's.
@@ -155,7 +198,10 @@ fn session_event(working: &mut Working, changes: &mut Changes, at: Place<'_>, uu
             }
         }
         Some(Body::SessionOpened(opened)) => open(working, at, key, opened),
-        Some(Body::SessionExtended(extended)) => session.deadline_ns = at.header.wall_ns(extended.deadline_boot_ns),
+        Some(Body::SessionExtended(extended)) => {
+            session.deadline_ns = at.header.wall_ns(extended.deadline_boot_ns);
+            join(session, extended);
+        }
         Some(Body::SessionResumed(resumed)) => session.deadline_ns = at.header.wall_ns(resumed.deadline_boot_ns),
         Some(Body::SessionClosed(closed)) => close(working, changes, at, key, closed),
         Some(Body::Gap(gap)) => session.gaps = session.gaps.saturating_add(gap.records.max(1)),
@@ -188,7 +234,7 @@ fn next_command(session: &mut SessionState) -> u64 {
 
 fn start_exec(working: &mut Working, changes: &mut Changes, at: Place<'_>, session: i64, number: u64, exec: &Exec) {
     let process = exec.process.unwrap_or_default();
-    if let Some(row) = command_row(at, session, number, process, encoded(exec), false) {
+    if let Some(row) = command_row(changes, at, session, number, process, encoded(exec), false) {
         if is_known(process) {
             replace(changes, (session, process.pid, process.start_ns), row.id, number);
         }
@@ -229,7 +275,7 @@ fn start_failed(
 ) {
     // The process goes on as what it was: its exit is not this command's.
     let process = failed.process.unwrap_or_default();
-    if let Some(row) = command_row(at, session, number, process, encoded(failed), true) {
+    if let Some(row) = command_row(changes, at, session, number, process, encoded(failed), true) {
         let text = command_line(&[&failed.filename]);
         push_line(working, changes, SearchKind::Command, session, to_db(number), at.wall_ns(), text);
         changes.commands.push(row);
@@ -237,6 +283,7 @@ fn start_failed(
 }
 
 fn command_row(
+    changes: &mut Changes,
     at: Place<'_>,
     session: i64,
     number: u64,
@@ -244,6 +291,7 @@ fn command_row(
     event: Option<Vec<u8>>,
     failed: bool,
 ) -> Option<CommandRow> {
+    changes.bytes += size_of::<CommandRow>() + event.as_ref().map_or(0, Vec::len);
     Some(CommandRow {
         id: command_id(session, number)?,
         session,
@@ -315,7 +363,8 @@ fn terminal_event(
     state.last_ns = at.wall_ns();
     state.output_bytes = state.output_bytes.saturating_add(used.shown as u64);
     state.input_bytes = state.input_bytes.saturating_add(used.typed as u64);
-    if state.number > TRANSCRIPTS_PER_SESSION {
+    let begins = matches!(state.transcript, Slot::Empty);
+    if state.number > TRANSCRIPTS_PER_SESSION || begins && !working.may_begin(at.arrival) {
         return;
     }
     working.make_room(terminal_key);
@@ -356,6 +405,7 @@ fn push_line(
     text: String,
 ) {
     working.next_line += 1;
+    changes.bytes += size_of::<LineRow>() + text.len();
     changes.lines.push(LineRow { id: working.next_line, kind, session, subject, wall_ns, text });
 }
 
@@ -371,6 +421,15 @@ fn open(working: &mut Working, at: Place<'_>, key: SessionKey, opened: &SessionO
     session.deadline_ns = at.header.wall_ns(opened.deadline_boot_ns);
     if session.closed.is_none() {
         working.hosts.entry(key.0).or_default().open = Some(key.1);
+    }
+}
+
+/// Notes who extended a session: it is theirs as well.
+fn join(session: &mut SessionState, extended: &SessionExtended) {
+    let cut = |text: &str| -> String { text.chars().take(JOINED_TEXT_MAX).collect() };
+    let who = (cut(&extended.operator), cut(&extended.key_fingerprint));
+    if session.joined.len() < JOINED_MAX && !session.joined.contains(&who) {
+        session.joined.push(who);
     }
 }
 
@@ -407,6 +466,7 @@ fn close(working: &mut Working, changes: &mut Changes, at: Place<'_>, key: Sessi
     if session.closed.is_none() {
         session.closed = Some(bounded_closed(closed).encode_to_vec());
         session.closed_ns = at.wall_ns();
+        session.closed_arrival = at.arrival;
     }
     let row = session.row;
     finish_terminals(working, changes, row);

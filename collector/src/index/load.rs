@@ -70,8 +70,8 @@ async fn refer_terminals(
         let rows = sqlx::query(query).bind(session).fetch_all(&mut *connection).await?;
         for row in rows {
             let key = (session, from_db(row.try_get("terminal")?));
-            if let Entry::Vacant(missing) = working.terminals.entry(key) {
-                missing.insert(terminal_of(&row)?);
+            if !working.terminals.contains_key(&key) {
+                working.take_terminal(key, terminal_of(&row)?);
             }
         }
     }
@@ -85,7 +85,7 @@ async fn refer_terminals(
             .fetch_optional(&mut *connection)
             .await?;
         if let Some(row) = row {
-            working.terminals.insert(key, terminal_of(&row)?);
+            working.take_terminal(key, terminal_of(&row)?);
         }
     }
     Ok(())
@@ -181,6 +181,8 @@ pub fn session_of(row: &SqliteRow) -> sqlx::Result<SessionState> {
         deadline_ns: row.try_get("deadline_ns")?,
         closed: row.try_get("closed")?,
         closed_ns: row.try_get("closed_ns")?,
+        closed_arrival: row.try_get("closed_arrival")?,
+        joined: joined_of(row.try_get("joined")?)?,
         commands: count("commands")?,
         execs: count("execs")?,
         failed_commands: count("failed_commands")?,
@@ -203,6 +205,10 @@ pub fn session_of(row: &SqliteRow) -> sqlx::Result<SessionState> {
         first_line: row.try_get("first_line")?,
         last_line: row.try_get("last_line")?,
     })
+}
+
+fn joined_of(text: &str) -> sqlx::Result<Vec<(String, String)>> {
+    serde_json::from_str(text).map_err(|error| sqlx::Error::Decode(error.into()))
 }
 
 /// A terminal from its row.

@@ -21,6 +21,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use breakglass_api::frame::RAW_MAX;
 use sqlx::SqliteConnection;
 use sqlx::sqlite::SqlitePool;
 use tokio::sync::watch;
@@ -39,10 +40,10 @@ use self::model::{Changes, Working};
 use crate::store::{Durability, OpenError, Page, Result, Span, Store, StoreError, close, open_pools};
 
 /// Version of what is derived and how. An index of another version is built again.
-const VERSION: i64 = 4;
+const VERSION: i64 = 5;
 const SCHEMA: &[&str] = &[include_str!("schema.sql")];
 /// Frames in one pass: enough to share a transaction, few enough that the first is soon found.
-const PASS: Page = Page { events: 16_384, bytes: 8 * 1024 * 1024 };
+const PASS: Page = Page { events: 16_384, bytes: 8 * 1024 * 1024, raw: RAW_MAX };
 /// Events below which a pass is small: the next one then waits for company, so that many small transactions become few.
 const PASS_SMALL: u64 = 1024;
 /// How long after the last pass the next one begins, at the earliest, when there is little to do.
@@ -227,40 +228,62 @@ impl Indexer {
             return Ok(Done::default());
         };
         let decoded = self.decoder.decode(frames).await?;
-        let events =
-            decoded.iter().map(|frame| frame.content.as_ref().map_or(0, |(_, batch)| batch.events.len() as u64));
-        let done = Done { frames: decoded.len() as u64, events: events.sum() };
-        let working = self.write(decoded, last).await.map_err(failed("index frames"))?;
-        self.working = Some(working);
-        self.position = last;
-        self.announce.send_replace(last);
-        Ok(done)
+        let written = self.write(decoded).await.map_err(failed("index frames"))?;
+        self.working = Some(written.working);
+        self.position = written.last.unwrap_or(last);
+        self.announce.send_replace(self.position);
+        Ok(written.done)
     }
 
     /// The one transaction of a pass. On failure the working state is gone and is read again next time.
-    async fn write(&mut self, decoded: Vec<Decoded>, last: i64) -> sqlx::Result<Working> {
+    async fn write(&mut self, mut decoded: Vec<Decoded>) -> sqlx::Result<Written> {
         let mut transaction = self.writer.begin().await?;
         let mut working = match self.working.take() {
             Some(working) => working,
             None => load::begin(&mut transaction).await?,
         };
-        load::refer(&mut transaction, &mut working, &decoded).await?;
-        let known = load::known(&mut transaction, &self.store, &decoded).await?;
-        let folding = tokio::task::spawn_blocking(move || {
-            let mut changes = Changes::default();
-            for frame in &decoded {
-                fold::frame(&mut working, &mut changes, frame);
-                attest::frame(&mut working, &mut changes, &known, frame);
+        let mut referred = 0;
+        for frame in &decoded {
+            load::refer(&mut transaction, &mut working, std::slice::from_ref(frame)).await?;
+            referred += 1;
+            if working.is_heavy() {
+                break;
             }
-            (working, changes)
-        });
-        let (mut working, changes) = folding.await.map_err(worker_failed)?;
-        write::apply(&mut transaction, &mut working, &changes).await?;
-        set_position(&mut transaction, last).await?;
+        }
+        // The others are read again by the next pass.
+        decoded.truncate(referred);
+        let mut known = load::known(&mut transaction, &self.store, &decoded).await?;
+        // In parts: what a frame yields can be many times what it takes, and only the frame is bounded.
+        let mut at = fold::At::default();
+        while at.frame < decoded.len() && !(at.is_between() && at.frame > 0 && working.is_heavy()) {
+            let folding = tokio::task::spawn_blocking(move || {
+                let mut changes = Changes::default();
+                fold::some(&mut working, &mut changes, &mut known, &decoded, &mut at);
+                (working, changes, known, decoded, at)
+            });
+            let changes;
+            (working, changes, known, decoded, at) = folding.await.map_err(worker_failed)?;
+            write::apply(&mut transaction, &mut working, &changes).await?;
+        }
+        decoded.truncate(at.frame);
+        let last = decoded.last().map(|frame| frame.arrival);
+        if let Some(last) = last {
+            set_position(&mut transaction, last).await?;
+        }
         transaction.commit().await?;
         working.trim();
-        Ok(working)
+        let events =
+            decoded.iter().map(|frame| frame.content.as_ref().map_or(0, |(_, batch)| batch.events.len() as u64));
+        Ok(Written { working, last, done: Done { frames: decoded.len() as u64, events: events.sum() } })
     }
+}
+
+/// What a pass wrote.
+struct Written {
+    working: Working,
+    /// Arrival number of the last frame.
+    last: Option<i64>,
+    done: Done,
 }
 
 fn worker_failed(error: tokio::task::JoinError) -> sqlx::Error {

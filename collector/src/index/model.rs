@@ -24,6 +24,16 @@ const TERMINALS_KEPT: usize = 1024;
 /// Terminals whose emulator is in memory. The others are kept as they are stored, a few KiB each.
 const TERMINALS_LIVE: usize = 32;
 
+/// Transcripts that are held as they are stored while a pass goes on, bytes; then it ends with the frame at hand. Of honest hosts it is some 100 KiB.
+const PARKED_BYTES: usize = 32 * 1024 * 1024;
+/// Most that is read of transcripts under way for one frame, bytes. Those beyond begin afresh.
+const LOADED_BYTES: usize = 256 * 1024 * 1024;
+/// Transcripts that begin in one frame; of further terminals this frame's text is replayed, not searched.
+const BEGUN_PER_FRAME: u32 = 512;
+
+/// What is gathered before it is written, of commands and lines, bytes; one event may go beyond.
+const CHANGES_BYTES: usize = 16 * 1024 * 1024;
+
 /// A frame ready for indexing.
 pub struct Decoded {
     /// Position in the order of arrival.
@@ -73,6 +83,9 @@ pub struct SessionState {
     pub deadline_ns: i64,
     pub closed: Option<Vec<u8>>,
     pub closed_ns: i64,
+    pub closed_arrival: i64,
+    /// Name and fingerprint of the key of everybody who extended it.
+    pub joined: Vec<(String, String)>,
     pub commands: u64,
     pub execs: u64,
     pub failed_commands: u64,
@@ -158,10 +171,13 @@ impl Slot {
         }
     }
 
-    fn park(&mut self) {
-        if let Slot::Live(transcript) = self {
-            *self = Slot::Parked(transcript.save());
-        }
+    /// Puts it away; says how many bytes that takes.
+    fn park(&mut self) -> usize {
+        let Slot::Live(transcript) = self else { return 0 };
+        let bytes = transcript.save();
+        let length = bytes.len();
+        *self = Slot::Parked(bytes);
+        length
     }
 }
 
@@ -176,6 +192,10 @@ pub struct Working {
     pub terminals: HashMap<TerminalKey, TerminalState>,
     /// Terminals whose transcript is in memory, in the order in which they came there.
     live: VecDeque<TerminalKey>,
+    /// Bytes of transcripts that were put away or read since the last [`Self::trim`].
+    parked: usize,
+    /// The frame at hand and how many transcripts have begun in it.
+    begun: (i64, u32),
 }
 
 impl Working {
@@ -191,15 +211,48 @@ impl Working {
         }
         while self.live.len() >= TERMINALS_LIVE {
             if let Some(oldest) = self.live.pop_front().and_then(|key| self.terminals.get_mut(&key)) {
-                oldest.transcript.park();
+                self.parked += oldest.transcript.park();
             }
         }
         self.live.push_back(key);
     }
 
+    /// Whether the frame that arrived as `arrival` may begin one more transcript; counts it.
+    pub fn may_begin(&mut self, arrival: i64) -> bool {
+        if self.begun.0 != arrival {
+            self.begun = (arrival, 0);
+        }
+        self.begun.1 += 1;
+        self.begun.1 <= BEGUN_PER_FRAME
+    }
+
+    /// Takes a terminal that was read. Where there is too much of them, it goes on without what it showed so far.
+    pub fn take_terminal(&mut self, key: TerminalKey, mut terminal: TerminalState) {
+        if let Slot::Parked(bytes) = &terminal.transcript {
+            self.parked += bytes.len();
+            if self.parked > LOADED_BYTES {
+                tracing::warn!(
+                    session = key.0,
+                    terminal = key.1,
+                    "too much stands on terminals at once; text of one is left out"
+                );
+                self.parked -= bytes.len();
+                terminal.transcript = Slot::Empty;
+            }
+        }
+        self.terminals.insert(key, terminal);
+    }
+
+    /// Whether a pass should end with the frame at hand, for what is held of transcripts.
+    pub fn is_heavy(&self) -> bool {
+        self.parked > PARKED_BYTES
+    }
+
     /// Drops what is kept only for speed, once there is much of it. Everything must have been written.
     pub fn trim(&mut self) {
-        if self.sessions.len() > SESSIONS_KEPT || self.terminals.len() > TERMINALS_KEPT {
+        let is_heavy = self.is_heavy();
+        self.parked = 0;
+        if is_heavy || self.sessions.len() > SESSIONS_KEPT || self.terminals.len() > TERMINALS_KEPT {
             self.sessions.clear();
             self.terminals.clear();
             self.live.clear();
@@ -271,6 +324,15 @@ pub struct Changes {
     pub hosts: HashSet<i64>,
     pub sessions: HashSet<SessionKey>,
     pub terminals: HashSet<TerminalKey>,
+    /// About what commands and lines take in memory.
+    pub bytes: usize,
+}
+
+impl Changes {
+    /// Whether it is time to write what there is.
+    pub fn is_large(&self) -> bool {
+        self.bytes >= CHANGES_BYTES
+    }
 }
 
 /// The id of a session's command; `None` beyond four thousand million commands or sessions, which are then not indexed.

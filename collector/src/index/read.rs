@@ -9,13 +9,19 @@ use tokio::sync::watch;
 use super::failed;
 use super::load::{session_of, signer_of, terminal_of, uuid_of};
 use super::model::{HostState, SessionState, TerminalState, command_id, command_number};
-use crate::store::{Result, from_db};
+use crate::store::{Result, from_db, to_db};
 
 pub use super::model::Uuid;
 
 /// How long a question waits for the index to reach the frames that were durable when it was asked. People wait for that long
 /// sooner than they ask again; an index that is being built anew takes longer.
 const CATCH_UP_MAX: Duration = Duration::from_secs(2);
+/// The columns of a session for a list, where what it left behind, 64 KiB of it, is not shown.
+const LISTED: &str = "SELECT id, uuid, host, operator, opened, opened_ns, deadline_ns, closed, closed_ns, closed_arrival, joined,
+    commands, execs, failed_commands, terminals, terminal_bytes, input_bytes, withheld_bytes, stdio_output_bytes,
+    stdio_input_bytes, actions, events, gaps, alerts, witnessed, iif(left_behind IS NULL, NULL, x'') AS left_behind, changes,
+    doors, first_arrival, last_arrival, first_line, last_line FROM sessions s WHERE 1";
+
 /// The reading side of the index. Cheap to clone.
 #[derive(Clone)]
 pub struct IndexReader {
@@ -96,7 +102,7 @@ impl IndexReader {
         rows.iter().map(host_of).collect::<sqlx::Result<_>>().map_err(failed("list hosts"))
     }
 
-    /// Sessions, newest first. `before`: only sessions older than this one.
+    /// Sessions, newest first. `before`: only sessions older than this one. Of what a session left behind only whether it is known.
     pub async fn sessions(
         &self,
         hosts: Option<&[i64]>,
@@ -105,7 +111,7 @@ impl IndexReader {
         before: Option<&SessionState>,
         limit: u32,
     ) -> Result<Vec<SessionRecord>> {
-        let mut query = QueryBuilder::<Sqlite>::new("SELECT * FROM sessions s WHERE 1");
+        let mut query = QueryBuilder::<Sqlite>::new(LISTED);
         push_hosts(&mut query, hosts);
         if let Some(operator) = operator {
             query.push(" AND s.operator = ").push_bind(operator.to_owned());
@@ -123,27 +129,33 @@ impl IndexReader {
     }
 
     /// Sessions whose UUID, as 32 hexadecimal digits, begins or ends with `digits`: at most `limit`, in order of first record.
-    pub async fn find_sessions(&self, digits: &str, limit: u32) -> Result<Vec<SessionRecord>> {
-        let rows = sqlx::query(
-            "SELECT * FROM sessions WHERE lower(hex(uuid)) LIKE ?1 || '%' OR lower(hex(uuid)) LIKE '%' || ?1
-             ORDER BY id LIMIT ?2",
-        )
-        .bind(digits)
-        .bind(limit)
-        .fetch_all(&self.pool)
-        .await
-        .map_err(failed("find a session"))?;
-        rows.iter().map(record_of).collect::<sqlx::Result<_>>().map_err(failed("find a session"))
+    pub async fn find_sessions(&self, digits: &str, hosts: Option<&[i64]>, limit: u32) -> Result<Vec<SessionRecord>> {
+        let mut query = QueryBuilder::<Sqlite>::new("SELECT * FROM sessions s WHERE (lower(hex(s.uuid)) LIKE ");
+        query
+            .push_bind(format!("{digits}%"))
+            .push(" OR lower(hex(s.uuid)) LIKE ")
+            .push_bind(format!("%{digits}"))
+            .push(")");
+        self.found(query, hosts, limit).await
     }
 
-    /// The session with this UUID. Where two hosts claim it, the one that recorded it first.
-    pub async fn session(&self, uuid: Uuid) -> Result<Option<SessionRecord>> {
-        let row = sqlx::query("SELECT * FROM sessions WHERE uuid = ? ORDER BY id LIMIT 1")
-            .bind(uuid.as_slice())
-            .fetch_optional(&self.pool)
-            .await
-            .map_err(failed("find a session"))?;
-        row.as_ref().map(record_of).transpose().map_err(failed("find a session"))
+    /// The session with this UUID; several where hosts claim it that did not record it, as only the host itself can tell.
+    pub async fn sessions_of(&self, uuid: Uuid, hosts: Option<&[i64]>, limit: u32) -> Result<Vec<SessionRecord>> {
+        let mut query = QueryBuilder::<Sqlite>::new("SELECT * FROM sessions s WHERE s.uuid = ");
+        query.push_bind(uuid.to_vec());
+        self.found(query, hosts, limit).await
+    }
+
+    async fn found(
+        &self,
+        mut query: QueryBuilder<'_, Sqlite>,
+        hosts: Option<&[i64]>,
+        limit: u32,
+    ) -> Result<Vec<SessionRecord>> {
+        push_hosts(&mut query, hosts);
+        query.push(" ORDER BY s.id LIMIT ").push_bind(limit);
+        let rows = query.build().fetch_all(&self.pool).await.map_err(failed("find a session"))?;
+        rows.iter().map(record_of).collect::<sqlx::Result<_>>().map_err(failed("find a session"))
     }
 
     /// A session by its row, as it is now.
@@ -156,10 +168,13 @@ impl IndexReader {
         row.as_ref().map(record_of).transpose().map_err(failed("read a session"))
     }
 
-    /// A session's terminals, in order of first use.
-    pub async fn terminals(&self, session: i64) -> Result<Vec<TerminalRecord>> {
-        let rows = sqlx::query("SELECT * FROM terminals WHERE session = ? ORDER BY number")
+    /// A session's first terminals, at most `limit`, in order of first use. Without their transcripts.
+    pub async fn terminals(&self, session: i64, limit: u32) -> Result<Vec<TerminalRecord>> {
+        let query = "SELECT id, terminal, number, pts, output_bytes, input_bytes, first_ns, last_ns, NULL AS state
+                     FROM terminals WHERE session = ? ORDER BY number LIMIT ?";
+        let rows = sqlx::query(query)
             .bind(session)
+            .bind(limit)
             .fetch_all(&self.pool)
             .await
             .map_err(failed("list terminals"))?;
@@ -167,6 +182,27 @@ impl IndexReader {
             Ok(TerminalRecord { terminal: from_db(row.try_get("terminal")?), state: terminal_of(row)? })
         };
         rows.iter().map(record).collect::<sqlx::Result<_>>().map_err(failed("list terminals"))
+    }
+
+    /// The first of a session's terminals that showed something.
+    pub async fn first_shown(&self, session: i64) -> Result<Option<u64>> {
+        let query = "SELECT terminal FROM terminals WHERE session = ? AND output_bytes <> 0 ORDER BY number LIMIT 1";
+        let found: Option<i64> = sqlx::query_scalar(query)
+            .bind(session)
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(failed("find a terminal"))?;
+        Ok(found.map(from_db))
+    }
+
+    /// Whether a session used this terminal.
+    pub async fn has_terminal(&self, session: i64, terminal: u64) -> Result<bool> {
+        sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM terminals WHERE session = ? AND terminal = ?)")
+            .bind(session)
+            .bind(to_db(terminal))
+            .fetch_one(&self.pool)
+            .await
+            .map_err(failed("find a terminal"))
     }
 
     /// A session's commands after number `after`, at most `limit`.

@@ -65,6 +65,10 @@ CREATE TABLE sessions (
     deadline_ns     INTEGER NOT NULL,
     closed          BLOB,
     closed_ns       INTEGER NOT NULL,
+    -- Arrival number of the frame that closes it; 0 while it is open.
+    closed_arrival  INTEGER NOT NULL,
+    -- Who else opened it, by extending it: a JSON list of [name, fingerprint of the key].
+    joined          TEXT NOT NULL,
     commands        INTEGER NOT NULL,
     execs           INTEGER NOT NULL,
     failed_commands INTEGER NOT NULL,

@@ -18,6 +18,8 @@ use crate::store::{Result, from_db};
 const CANDIDATES_MAX: usize = 200_000;
 /// Current lines looked at for one search.
 const CURRENT_MAX: i64 = 50_000;
+/// Text of hits that is gathered of current lines, and as much of final ones, bytes. Then there are more. One message of an answer holds both.
+const TEXT_GATHERED: usize = 4 * 1024 * 1024;
 /// Trigrams asked for at once; further ones hardly narrow a search.
 const TRIGRAMS_MAX: usize = 24;
 
@@ -69,6 +71,8 @@ struct Found {
     needle: String,
     hits: Vec<HitRecord>,
     more: bool,
+    /// Bytes of text that may still be gathered; once it is 0, further hits are only known to be there.
+    room: usize,
     /// Where in `hits` a line of a session's screens is, by host, session and text.
     screens: HashMap<(i64, Uuid, String), usize>,
 }
@@ -100,6 +104,7 @@ async fn search_final(connection: &mut SqliteConnection, filter: &SearchFilter, 
     }
     query.push(" ORDER BY f.rowid DESC");
     let mut rows = query.build().fetch(connection);
+    found.room = TEXT_GATHERED;
     let (mut seen, enough) = (0, found.hits.len().saturating_add(filter.limit));
     while let Some(row) = rows.try_next().await? {
         seen += 1;
@@ -110,7 +115,7 @@ async fn search_final(connection: &mut SqliteConnection, filter: &SearchFilter, 
         }
         found.look_at(&row)?;
         // One more than is wanted, to know that there are more.
-        if found.hits.len() > enough {
+        if found.hits.len() > enough || found.room == 0 {
             break;
         }
     }
@@ -130,6 +135,7 @@ async fn search_current(
     push_filter(&mut query, filter, "c.kind", "c.wall_ns");
     query.push(" ORDER BY c.terminal DESC, c.place LIMIT ").push_bind(CURRENT_MAX);
     let mut rows = query.build().fetch(connection);
+    found.room = TEXT_GATHERED;
     while let Some(row) = rows.try_next().await? {
         found.look_at(&row)?;
     }
@@ -141,6 +147,10 @@ impl Found {
     fn look_at(&mut self, row: &SqliteRow) -> sqlx::Result<()> {
         let text: &str = row.try_get(6)?;
         if !text.to_lowercase().contains(&self.needle) {
+            return Ok(());
+        }
+        if self.room == 0 {
+            self.more = true;
             return Ok(());
         }
         let hit = hit_of(row)?;
@@ -155,6 +165,8 @@ impl Found {
                 }
             }
         }
+        self.room = self.room.saturating_sub(hit.text.len());
+        self.more |= self.room == 0;
         self.hits.push(hit);
         Ok(())
     }

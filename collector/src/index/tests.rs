@@ -6,14 +6,16 @@ use breakglass_api::v1::event::Body;
 use breakglass_api::v1::left_behind::{Change, Severity};
 use breakglass_api::v1::{
     Alert, Batch, Checkpoint, Event, Exec, ExecFailed, Exit, Gap, InputWithheld, KernelRef, KeyEvolved, KeyIntroduced,
-    LeftBehind, Process, Ring, SessionClosed, SessionOpened, SessionResumed, SignedStatement, TerminalInput,
-    TerminalOutput,
+    LeftBehind, Process, Ring, SessionClosed, SessionExtended, SessionOpened, SessionResumed, SignedStatement,
+    TerminalInput, TerminalOutput,
 };
 use proptest::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::*;
 use crate::store::{HostRecord, NewFrame};
+
+mod bounds;
 
 /// A store with one host and its frames.
 struct Rig {
@@ -81,7 +83,7 @@ impl Rig {
         let mut told = String::new();
         let tables = [
             "SELECT json_array(host, frames, events, hex(open_session)) FROM hosts",
-            "SELECT json_array(id, hex(uuid), operator, hex(opened), opened_ns, deadline_ns, hex(closed), closed_ns, commands, execs,
+            "SELECT json_array(id, hex(uuid), operator, hex(opened), opened_ns, deadline_ns, hex(closed), closed_ns, closed_arrival, joined, commands, execs,
              failed_commands, terminals, terminal_bytes, input_bytes, withheld_bytes, events, gaps, alerts, witnessed,
              hex(left_behind), changes, doors, first_arrival, last_arrival, first_line, last_line) FROM sessions",
             "SELECT json_array(id, pid, start_ns, wall_ns, arrival, place, failed, hex(event), hex(exit), exit_wall_ns,
@@ -266,7 +268,7 @@ async fn exits_and_successors_belong_to_the_same_commands_however_the_frames_are
     }
     Indexer::rebuild(rig.store.clone(), &rig.path()).await.unwrap();
     let reader = Indexer::open(rig.store.clone(), &rig.path()).await.unwrap().reader();
-    let session = reader.session([1; 16]).await.unwrap().unwrap().state.row;
+    let session = reader.sessions_of([1; 16], None, 9).await.unwrap().remove(0).state.row;
     let commands = reader.commands(session, 0, 10).await.unwrap();
     let told: Vec<_> = commands.iter().map(|c| (c.number, c.replaced_by, c.exit.is_some())).collect();
     assert_eq!(told, [(1, 2, false), (2, 0, true), (3, 0, true), (4, 0, false), (5, 0, false)]);
@@ -280,12 +282,35 @@ async fn a_long_list_of_what_was_left_behind_is_cut_and_says_so() {
     rig.add(&Batch { sessions: vec![vec![1; 16]], events, resume: Vec::new() }).await;
     Indexer::rebuild(rig.store.clone(), &rig.path()).await.unwrap();
     let reader = Indexer::open(rig.store.clone(), &rig.path()).await.unwrap().reader();
-    let session = reader.session([1; 16]).await.unwrap().unwrap().state;
+    let session = reader.sessions_of([1; 16], None, 9).await.unwrap().remove(0).state;
     assert_eq!((session.changes, session.doors), (2003, 3));
     let bytes = session.left_behind.unwrap();
     assert!(bytes.len() <= 64 * 1024 + 256, "{}", bytes.len());
     let left: LeftBehind = prost::Message::decode(bytes.as_slice()).unwrap();
     assert!(!left.complete && left.not_covered.len() == 1 && left.changes.len() > 100);
+}
+
+#[tokio::test]
+async fn who_extended_a_session_and_where_it_was_closed_is_known() {
+    let mut rig = Rig::new().await;
+    let extended = |operator: &str, key: &str| {
+        let (operator, key_fingerprint) = (operator.into(), key.into());
+        event(1, Body::SessionExtended(SessionExtended { operator, key_fingerprint, ..SessionExtended::default() }))
+    };
+    let sessions = vec![vec![1; 16]];
+    let many = (0..300).map(|n| extended(&n.to_string(), "key"));
+    let events = [extended("bob", "SHA256:b"), extended("bob", "SHA256:b"), extended("bob", "SHA256:c")];
+    rig.add(&Batch { sessions: sessions.clone(), events: events.to_vec(), resume: Vec::new() }).await;
+    rig.add(&Batch { sessions: sessions.clone(), events: many.collect(), resume: Vec::new() }).await;
+    let closes = vec![event(1, Body::SessionClosed(SessionClosed::default()))];
+    let closed = rig.add(&Batch { sessions: sessions.clone(), events: closes.clone(), resume: Vec::new() }).await;
+    rig.add(&Batch { sessions, events: closes, resume: Vec::new() }).await;
+    Indexer::rebuild(rig.store.clone(), &rig.path()).await.unwrap();
+    let reader = Indexer::open(rig.store.clone(), &rig.path()).await.unwrap().reader();
+    let session = reader.sessions_of([1; 16], None, 9).await.unwrap().remove(0).state;
+    let who = |name: &str, key: &str| (name.to_owned(), key.to_owned());
+    assert_eq!(session.joined[..2], [who("bob", "SHA256:b"), who("bob", "SHA256:c")]);
+    assert_eq!((session.joined.len(), session.closed_arrival), (256, closed));
 }
 
 #[tokio::test]
@@ -305,7 +330,7 @@ async fn a_frame_that_lies_or_is_no_batch_is_a_gap_and_the_rest_is_indexed() {
     let done = Indexer::rebuild(rig.store.clone(), &rig.path()).await.unwrap();
     assert_eq!(done, Done { frames: 4, events: 2 });
     let indexer = Indexer::open(rig.store.clone(), &rig.path()).await.unwrap();
-    let session = indexer.reader().session([1; 16]).await.unwrap().unwrap().state;
+    let session = indexer.reader().sessions_of([1; 16], None, 9).await.unwrap().remove(0).state;
     assert_eq!((session.gaps, session.commands), (2, 1));
 }
 

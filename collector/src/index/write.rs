@@ -229,10 +229,10 @@ async fn write_session(
 ) -> sqlx::Result<()> {
     sqlx::query(
         "INSERT OR REPLACE INTO sessions (id, uuid, host, operator, opened, opened_ns, deadline_ns, closed, closed_ns,
-         commands, execs, failed_commands, terminals, terminal_bytes, input_bytes, withheld_bytes,
+         closed_arrival, joined, commands, execs, failed_commands, terminals, terminal_bytes, input_bytes, withheld_bytes,
          stdio_output_bytes, stdio_input_bytes, actions, events, gaps, alerts,
          witnessed, left_behind, changes, doors, first_arrival, last_arrival, first_line, last_line)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(session.row)
     .bind(uuid.as_slice())
@@ -243,6 +243,8 @@ async fn write_session(
     .bind(session.deadline_ns)
     .bind(session.closed.as_deref())
     .bind(session.closed_ns)
+    .bind(session.closed_arrival)
+    .bind(serde_json::to_string(&session.joined).map_err(|error| sqlx::Error::Encode(error.into()))?)
     .bind(to_db(session.commands))
     .bind(to_db(session.execs))
     .bind(to_db(session.failed_commands))

@@ -7,7 +7,7 @@ use std::time::Duration;
 use breakglass_api::frame::Frame;
 use breakglass_api::v1::agent_message::Body as Up;
 use breakglass_api::v1::collector_message::Body as Down;
-use breakglass_api::v1::{Ack, AgentMessage, CollectorMessage, Hello, Order, Pong, Refusal, Welcome};
+use breakglass_api::v1::{Ack, AgentMessage, CollectorMessage, Hello, Order, OrderDone, Pong, Refusal, Welcome};
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tonic::{Status, Streaming};
@@ -16,6 +16,7 @@ use super::committer::{End, Lane, Progress, Submission};
 use super::{FRAME_COST_MIN, QUEUE_BYTES, Shared, WINDOW};
 use crate::pki::Peer;
 use crate::presence::{Called, Visit};
+use crate::quote::cut;
 use crate::store::{Head, HostRecord};
 use crate::wall_clock_ns;
 
@@ -29,6 +30,9 @@ const HASH_INLINE_MAX: usize = 1024 * 1024;
 const EVENTS_MAX: u32 = 131_072;
 /// Longest text taken from a Hello, bytes.
 const HELLO_TEXT_MAX: usize = 256;
+/// Longest code and message taken from a host's answer to an order, bytes.
+const CODE_MAX: usize = 64;
+const MESSAGE_MAX: usize = 1024;
 
 type Replies = mpsc::Sender<Result<CollectorMessage, Status>>;
 
@@ -84,12 +88,13 @@ async fn serve(
         return Err(Status::invalid_argument("the first message must be Hello").into());
     };
     let stream_id = check_hello(peer, &hello)?;
-    let host = shared.store.greet(&host_record(peer, &hello)).await.map_err(unavailable)?;
+    let record = host_record(peer, &hello);
+    let host = shared.store.greet(&record).await.map_err(unavailable)?;
     let head = shared.store.head(stream_id).await.map_err(unavailable)?;
     if head.is_some_and(|head| head.host != host) {
         return Err(refuse("not-this-host", "this stream belongs to another host".to_owned(), 0));
     }
-    tracing::info!(host = %peer.name, name = ?peer.dns, ?from, tier = %hello.tier, version = %hello.agent_version,
+    tracing::info!(host = %peer.name, name = ?peer.dns, ?from, tier = ?record.tier, version = ?record.agent_version,
         held = head.map_or(0, |h| h.seq), oldest = hello.oldest_seq, "agent connected");
     send(replies, Down::Welcome(welcome(head))).await?;
 
@@ -178,7 +183,7 @@ impl Reader<'_> {
                 Some(Up::Frame(bytes)) => self.submit(bytes).await.map(|seq| last = seq),
                 Some(Up::Ping(ping)) => send(self.replies, Down::Pong(Pong { nonce: ping.nonce })).await,
                 Some(Up::OrderDone(done)) => {
-                    self.visit.done(done);
+                    self.visit.done(bounded_done(done));
                     Ok(())
                 }
                 Some(Up::Hello(_)) => Err(Status::invalid_argument("Hello may be sent only once").into()),
@@ -251,7 +256,8 @@ impl Acknowledger<'_> {
 
 fn check_hello(peer: &Peer, hello: &Hello) -> Result<[u8; 16], Close> {
     if hello.host_id != peer.name {
-        let message = format!("the certificate is that of host {}, Hello says {:?}", peer.name, hello.host_id);
+        let said = cut(&hello.host_id, HELLO_TEXT_MAX);
+        let message = format!("the certificate is that of host {}, Hello says {said:?}", peer.name);
         return Err(refuse("not-this-host", message, 0));
     }
     let stream_id = hello.stream_id.as_slice().try_into();
@@ -260,14 +266,18 @@ fn check_hello(peer: &Peer, hello: &Hello) -> Result<[u8; 16], Close> {
 
 /// The name is the one in the certificate, which the host cannot choose.
 fn host_record(peer: &Peer, hello: &Hello) -> HostRecord {
-    let bounded = |text: &str| -> String { text.chars().take(HELLO_TEXT_MAX).collect() };
     HostRecord {
         host_id: peer.name.clone(),
-        hostname: bounded(peer.dns.as_deref().unwrap_or(&hello.hostname)),
-        tier: bounded(&hello.tier),
-        agent_version: bounded(&hello.agent_version),
+        hostname: cut(peer.dns.as_deref().unwrap_or(&hello.hostname), HELLO_TEXT_MAX),
+        tier: cut(&hello.tier, HELLO_TEXT_MAX),
+        agent_version: cut(&hello.agent_version, HELLO_TEXT_MAX),
         last_seen_ns: wall_clock_ns(),
     }
+}
+
+/// What a host says of an order, no longer than people read: it is written down, logged and passed on.
+fn bounded_done(OrderDone { number, code, message }: OrderDone) -> OrderDone {
+    OrderDone { number, code: cut(&code, CODE_MAX), message: cut(&message, MESSAGE_MAX) }
 }
 
 fn welcome(head: Option<Head>) -> Welcome {

@@ -3,9 +3,8 @@
 //! A certificate's single `breakglass://ROLE/NAME` URI says who its holder is ([`Peer`]); nothing else in it grants anything.
 
 mod files;
+mod own;
 mod peer;
-
-use std::net::IpAddr;
 
 use anyhow::{Context, bail};
 use rcgen::{
@@ -17,7 +16,8 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use time::{Duration, OffsetDateTime};
 
-pub use files::{create_private_dir, read_private_key, write_new, write_private};
+pub use files::{Owner, create_private_dir, read_private_key, write_new, write_private};
+pub use own::{end_of, names_of, reminder};
 pub use peer::{Peer, PeerError, Role};
 
 use crate::settings::Layout;
@@ -71,18 +71,8 @@ impl Authority {
 
     /// A certificate for the collector itself, good for `name` and every one of `sans` (DNS names or addresses).
     pub fn issue_collector(&self, name: &str, sans: &[String]) -> anyhow::Result<Issued> {
-        check_host_name(name)?;
-        let mut alternatives = vec![dns(name)?];
-        for san in sans {
-            alternatives.push(match san.parse::<IpAddr>() {
-                Ok(address) => SanType::IpAddress(address),
-                Err(_) => {
-                    check_host_name(san)?;
-                    dns(san)?
-                }
-            });
-        }
-        self.issue(&Peer { role: Role::Collector, name: name.to_owned(), dns: None }, alternatives, true)
+        let peer = Peer { role: Role::Collector, name: name.to_owned(), dns: None };
+        self.issue(&peer, own::alternatives(name, sans)?, true)
     }
 
     /// A certificate for the agent of host `name`; `id` is the host's id.

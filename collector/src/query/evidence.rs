@@ -22,8 +22,8 @@ use crate::wall_clock_ns;
 const SIGNED_WAIT: Duration = Duration::from_secs(3);
 /// Statements read at once, of some 300 bytes each.
 const STATEMENTS: u32 = 4096;
-/// Frames read at once.
-const PAGE: Page = Page { events: 16_384, bytes: 1024 * 1024 };
+/// Frames read at once; they are not decompressed.
+const PAGE: Page = Page { events: 16_384, bytes: 1024 * 1024, raw: usize::MAX };
 /// Largest piece of the file that is sent at once, bytes.
 const CHUNK: usize = 1024 * 1024;
 
@@ -70,7 +70,7 @@ impl QueryService {
                     }
                 }
             }
-            let reviews = self.reviews(range.record.uuid).await?;
+            let reviews = self.reviews(&range.record).await?;
             for signed in &reviews {
                 yield EvidenceChunk { data: writer.section(kind::REVIEW, signed) };
             }

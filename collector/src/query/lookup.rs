@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 
+use breakglass_api::GRPC_MESSAGE_MAX;
 use breakglass_api::v1::{Host, ListHostsResponse, ListSessionsRequest, ListSessionsResponse, Session};
 use tonic::Status;
 use uuid::Uuid;
 
 use super::{LIMIT_MAX, QueryService, convert, limit, unavailable};
 use crate::access::Scope;
-use crate::index::{SessionRecord, SessionState, hex};
+use crate::index::{SessionRecord, SessionState, TerminalRecord, hex};
 use crate::store::HostRecord;
 
 /// Fewest characters of a session id.
@@ -18,6 +19,15 @@ const CANDIDATES: u32 = 50;
 
 /// Findings told of one session; one is enough to distrust it.
 const FINDINGS_MAX: u32 = 100;
+
+/// Terminals told of one session; `terminals_recorded` says how many there are.
+const TERMINALS_MAX: u32 = 500;
+/// Largest session in a list, bytes. One that a host made larger is without its longest parts, so that every page is as full as was asked for and fits
+/// one message, and callers need not tell a short page from the last.
+const LISTED_MAX: usize = 16 * 1024;
+const _: () = assert!(LISTED_MAX * LIMIT_MAX as usize <= GRPC_MESSAGE_MAX / 2);
+/// Sessions looked at at once for those that wait for a review.
+const LOOKED_AT: u32 = 250;
 
 /// Which sessions to list.
 struct Listing {
@@ -75,11 +85,11 @@ impl QueryService {
             false => self.listed(&list, limit).await?,
         };
         let hosts = self.hosts_by_row().await?;
-        let mut sessions = Vec::with_capacity(found.len());
+        let (mut sessions, more) = (Vec::with_capacity(found.len()), found.len() >= limit as usize);
         for record in found {
-            sessions.push(self.session_with(record, &hosts).await?);
+            sessions.push(convert::listed(self.session_with(record, &hosts, Vec::new()).await?, LISTED_MAX));
         }
-        Ok(ListSessionsResponse { sessions, behind })
+        Ok(ListSessionsResponse { sessions, behind, more })
     }
 
     async fn listed(&self, list: &Listing, limit: u32) -> Result<Vec<SessionRecord>, Status> {
@@ -92,7 +102,7 @@ impl QueryService {
     async fn unreviewed(&self, mut list: Listing, limit: u32) -> Result<Vec<SessionRecord>, Status> {
         let mut waiting = Vec::new();
         loop {
-            let page = self.listed(&list, LIMIT_MAX).await?;
+            let page = self.listed(&list, LOOKED_AT).await?;
             let Some(last) = page.last() else { return Ok(waiting) };
             list.before = Some(last.state.clone());
             for record in page {
@@ -107,28 +117,31 @@ impl QueryService {
         }
     }
 
-    /// The session that `text` names: a UUID, or an unambiguous beginning or end of one. One that the caller may not see does
-    /// not exist for them.
+    /// The session that `text` names: a UUID, or an unambiguous beginning or end of one, and before it the host with a slash where several
+    /// have it. One that the caller may not see does not exist for them.
     pub(crate) async fn resolve(&self, text: &str, scope: &Scope) -> Result<SessionRecord, Status> {
         self.resolve_with_lag(text, scope).await.map(|(record, _)| record)
     }
 
     /// As [`Self::resolve`], with whether the index is behind what was received, so that there may be more of the session.
     pub(super) async fn resolve_with_lag(&self, text: &str, scope: &Scope) -> Result<(SessionRecord, bool), Status> {
-        let digits: String = text.chars().filter(|c| *c != '-').map(|c| c.to_ascii_lowercase()).collect();
+        let (host, part) = text.rsplit_once('/').unwrap_or(("", text));
+        let digits: String = part.chars().filter(|c| *c != '-').map(|c| c.to_ascii_lowercase()).collect();
         if digits.len() < ID_PART_MIN || digits.len() > 32 || !digits.chars().all(|c| c.is_ascii_hexdigit()) {
             return Err(Status::invalid_argument(format!(
-                "{text:?} is not a session: give its UUID, or at least {ID_PART_MIN} characters of its beginning or end"
+                "{text:?} is not a session: give its UUID, or at least {ID_PART_MIN} characters of its beginning or end, and HOST/ before it where several hosts have it"
             )));
         }
         let behind = !self.catch_up().await?;
+        let hosts = self.host_rows(host).await?;
         let found = match Uuid::try_parse(&digits) {
-            Ok(uuid) => Vec::from_iter(self.index.session(*uuid.as_bytes()).await.map_err(unavailable)?),
-            Err(_) => self.index.find_sessions(&digits, CANDIDATES).await.map_err(unavailable)?,
+            Ok(uuid) => self.index.sessions_of(*uuid.as_bytes(), hosts.as_deref(), CANDIDATES).await,
+            Err(_) => self.index.find_sessions(&digits, hosts.as_deref(), CANDIDATES).await,
         };
+        let found = found.map_err(unavailable)?;
         let mut visible: Vec<SessionRecord> = found.into_iter().filter(|record| may_see(scope, record)).collect();
         if visible.len() > 1 {
-            let names: Vec<String> = visible.iter().map(|record| convert::uuid_text(record.uuid)).collect();
+            let names = self.told_apart(&visible).await?;
             return Err(Status::failed_precondition(format!("{text:?} may be any of {}", names.join(", "))));
         }
         visible.pop().map(|record| (record, behind)).ok_or_else(|| match behind {
@@ -140,16 +153,35 @@ impl QueryService {
         })
     }
 
+    /// Names of sessions by which each can be found. A host can claim another's session: only with its host is it one then.
+    async fn told_apart(&self, sessions: &[SessionRecord]) -> Result<Vec<String>, Status> {
+        let hosts = self.hosts_by_row().await?;
+        let is_taken = |one: &SessionRecord| sessions.iter().filter(|other| other.uuid == one.uuid).count() > 1;
+        let names = sessions.iter().map(|record| {
+            let uuid = convert::uuid_text(record.uuid);
+            match hosts.get(&record.host).filter(|_| is_taken(record)) {
+                Some(host) => format!("{}/{uuid} (on {})", host.host_id, host.hostname),
+                None => uuid,
+            }
+        });
+        Ok(names.collect())
+    }
+
     /// The whole answer about a session.
     pub(super) async fn session_message(&self, record: SessionRecord) -> Result<Session, Status> {
         let hosts = self.hosts_by_row().await?;
         let left_behind = convert::left_behind(&record);
-        Ok(Session { left_behind, ..self.session_with(record, &hosts).await? })
+        let terminals = self.index.terminals(record.state.row, TERMINALS_MAX).await.map_err(unavailable)?;
+        Ok(Session { left_behind, ..self.session_with(record, &hosts, terminals).await? })
     }
 
     /// A session but for what it left behind, which may be long.
-    async fn session_with(&self, record: SessionRecord, hosts: &Hosts) -> Result<Session, Status> {
-        let terminals = self.index.terminals(record.state.row).await.map_err(unavailable)?;
+    async fn session_with(
+        &self,
+        record: SessionRecord,
+        hosts: &Hosts,
+        terminals: Vec<TerminalRecord>,
+    ) -> Result<Session, Status> {
         let findings = self.index.findings(record.host, record.uuid, FINDINGS_MAX).await.map_err(unavailable)?;
         let standing = self.signing.queue.standing(&record).await.map_err(unavailable)?;
         Ok(convert::session(record, hosts, terminals, findings, standing))

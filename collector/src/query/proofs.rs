@@ -12,7 +12,7 @@ use tonic::Status;
 
 use super::evidence::Range;
 use super::{QueryService, unavailable};
-use crate::index::Uuid;
+use crate::index::SessionRecord;
 use crate::tlog::log::LogError;
 use crate::tlog::note::SignedCheckpoint;
 
@@ -24,8 +24,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 impl QueryService {
     /// The signed reviews of a session.
-    pub(super) async fn reviews(&self, session: Uuid) -> Result<Vec<Vec<u8>>, Status> {
-        let records = self.signing.queue.book().of(session).await.map_err(unavailable)?;
+    pub(super) async fn reviews(&self, record: &SessionRecord) -> Result<Vec<Vec<u8>>, Status> {
+        let records = self.signing.queue.reviews(record).await.map_err(unavailable)?;
         Ok(records.into_iter().map(|record| join(&record.text, &record.signature)).collect())
     }
 

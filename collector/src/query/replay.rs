@@ -29,12 +29,15 @@ impl QueryService {
         record: SessionRecord,
         request: ReplayRequest,
     ) -> Result<impl Stream<Item = Result<ReplayItem, Status>> + use<>, Status> {
-        let terminals = self.index.terminals(record.state.row).await.map_err(unavailable)?;
-        if request.terminal != 0 && !request.follow && !terminals.iter().any(|t| t.terminal == request.terminal) {
-            return Err(Status::not_found(format!("the session has no terminal {}", request.terminal)));
-        }
-        let first_shown = || terminals.iter().find(|t| t.state.output_bytes > 0).map_or(0, |t| t.terminal);
-        let terminal = if request.terminal == 0 { first_shown() } else { request.terminal };
+        let session = record.state.row;
+        let terminal = match request.terminal {
+            0 => self.index.first_shown(session).await.map_err(unavailable)?.unwrap_or(0),
+            terminal if request.follow => terminal,
+            terminal => match self.index.has_terminal(session, terminal).await.map_err(unavailable)? {
+                true => terminal,
+                false => return Err(Status::not_found(format!("the session has no terminal {terminal}"))),
+            },
+        };
         let mut tail = self.tail_session(&record, request.follow).await?;
         let mut picker = Picker { session: record.uuid, request, terminal, commands: 0 };
         Ok(try_stream! {

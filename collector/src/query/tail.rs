@@ -9,7 +9,7 @@ use crate::index::{Decoded, Decoder, IndexReader, SessionRecord};
 use crate::store::{Page, Span, Store};
 
 /// Frames read at once: small, because an answer is sent while the next page is read.
-const PAGE: Page = Page { events: 4096, bytes: 1024 * 1024 };
+const PAGE: Page = Page { events: 4096, bytes: 1024 * 1024, raw: 4 * 1024 * 1024 };
 
 /// A reader of one host's frames.
 pub(super) struct Tail {

@@ -12,10 +12,8 @@ pub struct Subject {
     pub closed: bool,
     /// The last frame of its evidence, and its hash.
     pub head: (u64, [u8; 32]),
-    /// Who opened it.
-    pub operator: String,
-    /// The fingerprint of the key that opened it.
-    pub operator_key: String,
+    /// Name and fingerprint of the key of whoever opened it, and of everybody who extended it.
+    pub operators: Vec<(String, String)>,
 }
 
 /// Why a review does not count.
@@ -33,7 +31,7 @@ pub enum Misfit {
     #[error("{0}; whoever may review is listed in the file `reviewers` of the collector's folder")]
     Signature(#[from] Refused),
     /// Their own session.
-    #[error("{0} opened this session, and somebody else has to review it")]
+    #[error("{0} opened or extended this session, and somebody else has to review it")]
     OwnSession(String),
     /// Another session, host or stream.
     #[error("the review is about another session than the one that is held under this id")]
@@ -85,7 +83,8 @@ pub fn judge(
         return Err(Misfit::NotYou { signed: review.reviewer.clone(), caller: caller.to_owned() });
     }
     let key = reviewers.verify(caller, text, armour)?;
-    if caller == subject.operator || reviewers.are_one(caller, &subject.operator, &subject.operator_key) {
+    let is_own = |(name, key): &(String, String)| caller == name || reviewers.are_one(caller, name, key);
+    if subject.operators.iter().any(is_own) {
         return Err(Misfit::OwnSession(caller.to_owned()));
     }
     if [review.session, review.host_id, review.stream] != subject.ids {
@@ -138,8 +137,7 @@ mod tests {
             ids: [[1; 16], [2; 16], [3; 16]],
             closed: true,
             head: (9, [4; 32]),
-            operator: "alice@example.org".into(),
-            operator_key,
+            operators: vec![("alice@example.org".into(), operator_key)],
         }
     }
 
@@ -189,6 +187,13 @@ mod tests {
             assert_eq!(code(&review, signer, caller, &subject()), expected, "{review:?}");
         }
         assert_eq!(code(&good, b'r', "rita", &Subject { closed: false, ..subject() }), "still-open");
-        assert_eq!(code(&good, b'r', "rita", &Subject { operator: "rita".into(), ..subject() }), "own-session");
+        let with = |name: &str, key: &str| {
+            let joined = (name.to_owned(), key.to_owned());
+            Subject { operators: [subject().operators, vec![joined]].concat(), ..subject() }
+        };
+        assert_eq!(code(&good, b'r', "rita", &with("bob", "SHA256:other")), "counts");
+        assert_eq!(code(&good, b'r', "rita", &with("rita", "")), "own-session", "she extended it");
+        let key = key(b'r').fingerprint(HashAlg::Sha256).to_string();
+        assert_eq!(code(&good, b'r', "rita", &with("bob", &key)), "own-session", "and so she did under another name");
     }
 }

@@ -1,5 +1,6 @@
 //! Puts the parts together and serves until told to stop.
 
+mod sources;
 mod tls;
 
 use std::io::Write;
@@ -45,6 +46,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(4);
 /// a fast link across a continent; what is buffered beyond is bounded by the ingest queue.
 const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+/// Calls at once over one connection. A host has two at most; a reader follows a few sessions.
+const STREAMS_MAX: u32 = 64;
 /// Connections whose handshake is done and that the server has not taken up yet.
 const READY_CONNECTIONS: usize = 16;
 /// Largest message of calls that are words and numbers, bytes.
@@ -82,7 +85,7 @@ pub async fn run(layout: &Layout, listen: Option<SocketAddr>) -> anyhow::Result<
     let retired = Box::new(move |host_id: &str| at.is_retired(host_id));
     let watchman =
         Watchman::new(store.clone(), indexer.reader(), presence, desk.clone(), settings.alarms.clone(), retired);
-    let watching = tokio::spawn(watchman.await?.run(stopping.clone()));
+    let watching = tokio::spawn(watchman.await?.with_certificate(&layout.cert()).run(stopping.clone()));
     let indexing = tokio::spawn(indexer.follow(followed));
 
     let listener = bind(listen.unwrap_or(settings.listen)).await?;
@@ -154,14 +157,17 @@ async fn serve(
     let ingest = IngestServer::new(ingest)
         .max_decoding_message_size(GRPC_MESSAGE_MAX)
         .max_encoding_message_size(GRPC_MESSAGE_MAX);
-    let query =
-        QueryServer::new(query).max_decoding_message_size(GRPC_MESSAGE_MAX).max_encoding_message_size(GRPC_MESSAGE_MAX);
+    // A question is read before anybody looks at who asks: only answers may be large.
+    let query = QueryServer::new(query)
+        .max_decoding_message_size(SMALL_MESSAGE_MAX)
+        .max_encoding_message_size(GRPC_MESSAGE_MAX);
     let mut stopping = stop.subscribe();
     let server = Server::builder()
         .http2_keepalive_interval(Some(PROBE_INTERVAL))
         .http2_keepalive_timeout(Some(PROBE_TIMEOUT))
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(STREAMS_MAX)
         .add_service(health)
         .add_service(reflection)
         .add_service(ingest)

@@ -20,12 +20,13 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
+use super::sources::{Place, Sources};
 use crate::pki::read_private_key;
 use crate::settings::Layout;
 
 /// How long a peer may take to prove who it is.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Peers that are proving who they are at the same time. Those who have are bounded by the certificates issued.
+/// Peers that are proving who they are at the same time, of all sources; see [`Sources`] for each. Those who have are bounded by the certificates issued.
 const HANDSHAKES_MAX: usize = 256;
 /// Pause after the system refuses a connection (out of file descriptors, mostly), so as not to spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -43,7 +44,7 @@ pub struct Connection {
 /// What bounds a connection without a certificate.
 struct Guest {
     until: Pin<Box<Sleep>>,
-    _place: OwnedSemaphorePermit,
+    _places: (OwnedSemaphorePermit, Place),
 }
 
 impl Connection {
@@ -128,6 +129,7 @@ fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
 pub async fn accept(listener: TcpListener, acceptor: TlsAcceptor, ready: mpsc::Sender<std::io::Result<Connection>>) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     let guests = Arc::new(Semaphore::new(GUESTS_MAX));
+    let sources = Sources::default();
     loop {
         let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
         let accepted = tokio::select! {
@@ -136,7 +138,13 @@ pub async fn accept(listener: TcpListener, acceptor: TlsAcceptor, ready: mpsc::S
         };
         match accepted {
             Ok((stream, from)) => {
-                tokio::spawn(handshake(acceptor.clone(), stream, from, ready.clone(), guests.clone(), permit));
+                let Some(place) = sources.place(from.ip()) else {
+                    // Closed at once; no more than a line for those who ask for it, as there may be many.
+                    tracing::debug!(%from, "refused a connection: its source has too many that prove nothing");
+                    continue;
+                };
+                let held = (permit, place);
+                tokio::spawn(handshake(acceptor.clone(), stream, from, ready.clone(), guests.clone(), held));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
@@ -152,7 +160,7 @@ async fn handshake(
     from: std::net::SocketAddr,
     ready: mpsc::Sender<std::io::Result<Connection>>,
     guests: Arc<Semaphore>,
-    permit: OwnedSemaphorePermit,
+    (permit, place): (OwnedSemaphorePermit, Place),
 ) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, %from, "cannot set TCP_NODELAY");
@@ -160,7 +168,7 @@ async fn handshake(
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => {
             drop(permit);
-            let Some(connection) = admit(stream, guests) else {
+            let Some(connection) = admit(stream, guests, place) else {
                 return tracing::warn!(%from, "refused a connection without a certificate: there are too many");
             };
             // Fails only when the server is shutting down.
@@ -172,12 +180,12 @@ async fn handshake(
 }
 
 /// A connection with what bounds it; none if there is no place for one more without a certificate.
-fn admit(stream: TlsStream<TcpStream>, guests: Arc<Semaphore>) -> Option<Connection> {
+fn admit(stream: TlsStream<TcpStream>, guests: Arc<Semaphore>, place: Place) -> Option<Connection> {
     let guest = match stream.get_ref().1.peer_certificates() {
         Some(_) => None,
         None => {
-            let place = guests.try_acquire_owned().ok()?;
-            Some(Guest { until: Box::pin(tokio::time::sleep(GUEST_LIMIT)), _place: place })
+            let places = (guests.try_acquire_owned().ok()?, place);
+            Some(Guest { until: Box::pin(tokio::time::sleep(GUEST_LIMIT)), _places: places })
         }
     };
     Some(Connection { stream, guest })

@@ -8,7 +8,7 @@ mod open;
 
 use std::path::Path;
 
-use breakglass_api::frame::Hash;
+use breakglass_api::frame::{Hash, claimed_raw_len};
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
@@ -127,6 +127,8 @@ pub struct Page {
     pub events: u64,
     /// Stop once this many bytes are read.
     pub bytes: usize,
+    /// Stop before the frames hold more than this, decompressed: a few bytes can be 32 MiB.
+    pub raw: usize,
 }
 
 /// The database of raw frames. Cheap to clone.
@@ -242,6 +244,12 @@ impl Store {
         row.map(|row| place_of(&row)).transpose().map_err(failed("find a frame"))
     }
 
+    /// When a frame was received, ns since 1970, by its arrival number.
+    pub async fn received_ns(&self, arrival: i64) -> Result<Option<i64>> {
+        let query = sqlx::query_scalar("SELECT received_ns FROM frames WHERE arrival = ?").bind(arrival);
+        query.fetch_optional(&self.readers).await.map_err(failed("find a frame"))
+    }
+
     /// Arrival number of the first frame of `span` whose sequence is `seq`.
     pub async fn arrival_of(&self, host: i64, span: Span, seq: u64) -> Result<Option<i64>> {
         sqlx::query_scalar(
@@ -271,7 +279,7 @@ impl Store {
             None => sqlx::query(all),
         };
         let mut rows = query.bind(span.after).bind(span.until).fetch(&self.readers);
-        let (mut frames, mut events, mut bytes) = (Vec::new(), 0u64, 0usize);
+        let (mut frames, mut events, mut bytes, mut raw) = (Vec::new(), 0u64, 0usize, 0usize);
         while let Some(row) = rows.try_next().await? {
             let frame = StoredFrame {
                 arrival: row.try_get(0)?,
@@ -279,6 +287,10 @@ impl Store {
                 missing_before: from_db(row.try_get(3)?),
                 bytes: row.try_get(4)?,
             };
+            raw += claimed_raw_len(&frame.bytes);
+            if raw > page.raw && !frames.is_empty() {
+                break;
+            }
             events = events.saturating_add(from_db(row.try_get(2)?));
             bytes += frame.bytes.len();
             frames.push(frame);
@@ -292,7 +304,7 @@ impl Store {
     /// One frame by its arrival number.
     pub async fn frame(&self, arrival: i64) -> Result<Option<StoredFrame>> {
         let span = Span { host: None, after: arrival - 1, until: arrival };
-        Ok(self.read(span, Page { events: 1, bytes: 1 }).await?.pop())
+        Ok(self.read(span, Page { events: 1, bytes: 1, raw: 1 }).await?.pop())
     }
 
     /// Closes the database; what was written stays written in any case.

@@ -5,6 +5,7 @@
 //! functions of the recorded events alone, in their order: however often work is interrupted, saved and taken up again, the
 //! same lines come out.
 
+mod amplify;
 pub mod screen;
 pub mod typed;
 

@@ -9,10 +9,11 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use avt::observer::Observer;
-use avt::parser::{DecMode, EdScope, Function};
+use avt::parser::{EdScope, Function, Parser};
 use avt::{Observation, Operation, ScreenKind, Terminal};
 use serde::{Deserialize, Serialize};
 
+use super::amplify::{Allowance, LEFT_OUT_NOTE, LINES_PER_READ, emulate, switches};
 use crate::quote::{TEXT_MAX, bounded};
 
 /// Window size where none is known: that of a VT100.
@@ -27,6 +28,8 @@ const REMEMBERED: usize = 512;
 /// An emulated terminal and the lines it has yet to give.
 pub struct Screen {
     terminal: Terminal,
+    /// Has been fed what the terminal was: knows what comes before it happens.
+    parser: Parser,
     lines: Lines,
     /// The beginning of a character whose rest has not come yet.
     partial: Vec<u8>,
@@ -53,10 +56,19 @@ struct Lines {
     remembered: VecDeque<u64>,
     /// First and last row of the scrolling region where a program set one. The emulator keeps it to itself.
     region: Option<(usize, usize)>,
+    /// What may be spent on lines and work.
+    allowance: Allowance,
+    /// Whether the last read was more than that, so that this has been said.
+    exceeds: bool,
+    #[serde(skip)]
+    is_left_out: bool,
     #[serde(skip)]
     ready: Vec<String>,
+    /// Rows that scrolled off since the last look: the text of those that were seen then, and how many in all.
     #[serde(skip)]
     evicted: Vec<String>,
+    #[serde(skip)]
+    evicted_rows: usize,
     #[serde(skip)]
     dirty: bool,
 }
@@ -70,14 +82,19 @@ impl Default for Screen {
 impl Screen {
     /// A blank screen of the default size.
     pub fn new() -> Self {
-        Self { terminal: blank(COLS_DEFAULT, ROWS_DEFAULT), lines: Lines::default(), partial: Vec::new() }
+        let terminal = blank(COLS_DEFAULT, ROWS_DEFAULT);
+        Self { terminal, parser: Parser::new(), lines: Lines::default(), partial: Vec::new() }
     }
 
     /// Takes up a screen that was put away.
     pub fn restore(saved: Saved) -> Self {
         let mut terminal = blank(saved.cols, saved.rows);
+        let mut parser = Parser::new();
         terminal.feed(saved.dump.as_str());
-        Self { terminal, lines: saved.lines, partial: saved.partial }
+        for c in saved.dump.chars() {
+            parser.feed(c);
+        }
+        Self { terminal, parser, lines: saved.lines, partial: saved.partial }
     }
 
     /// Puts the screen away.
@@ -88,6 +105,8 @@ impl Screen {
             scrolled: self.lines.scrolled.clone(),
             remembered: self.lines.remembered.clone(),
             region: self.lines.region,
+            allowance: self.lines.allowance,
+            exceeds: self.lines.exceeds,
             ..Lines::default()
         };
         Saved { cols, rows, dump: self.terminal.dump(), lines, partial: self.partial.clone() }
@@ -95,13 +114,18 @@ impl Screen {
 
     /// The terminal showed `data` in a window of `rows` and `cols` (0: unknown). Returns the lines that became final.
     pub fn feed(&mut self, data: &[u8], rows: u32, cols: u32) -> Vec<String> {
-        let Self { terminal, lines, partial } = self;
+        let Self { terminal, parser, lines, partial } = self;
+        lines.allowance.earn(data.len());
         // The emulator is given whatever a session writes. If that ever makes it panic, the session's text ends there and the
         // collector goes on.
         let survived = catch_unwind(AssertUnwindSafe(|| {
             resize(terminal, lines, rows, cols);
-            decode(partial, data, |text| terminal.feed_with(text, &mut *lines));
+            decode(partial, data, |text| {
+                lines.is_left_out |=
+                    emulate(terminal, parser, |lines: &mut &mut Lines| &mut lines.allowance, &mut &mut *lines, text);
+            });
             lines.look(terminal);
+            lines.say_what_is_left_out();
         }));
         if survived.is_err() {
             tracing::error!("the terminal emulator failed on recorded output; its screen starts afresh");
@@ -136,6 +160,10 @@ fn resize(terminal: &mut Terminal, lines: &mut Lines, rows: u32, cols: u32) {
     }
     let wanted = (bounded_size(cols, COLS_MAX), bounded_size(rows, ROWS_MAX));
     if wanted != terminal.size() {
+        if !lines.allowance.pay_resize(terminal.size(), wanted) {
+            // Tried again with the next read. Until then rows are broken where they were.
+            return;
+        }
         if wanted.1 != terminal.size().1 {
             lines.region = None;
         }
@@ -152,15 +180,15 @@ fn bounded_size(value: u32, max: usize) -> usize {
 impl Lines {
     /// Compares the screen with what it was; rows that were replaced become final.
     fn look(&mut self, terminal: &Terminal) {
-        let evicted = std::mem::take(&mut self.evicted);
-        if !std::mem::take(&mut self.dirty) && evicted.is_empty() {
+        let (evicted, rows) = (std::mem::take(&mut self.evicted), std::mem::take(&mut self.evicted_rows));
+        if !std::mem::take(&mut self.dirty) && rows == 0 {
             return;
         }
         let now = rows_of(terminal.screen());
         let before = std::mem::take(&mut self.seen);
         for (row, old) in before.iter().enumerate() {
             // Rows move up by as many as scrolled off the top.
-            let new = evicted.get(row).or_else(|| now.get(row - evicted.len().min(row)));
+            let new = evicted.get(row).or_else(|| now.get(row.saturating_sub(rows)));
             if !new.is_some_and(|new| is_edit(old, new)) {
                 self.replaced(old);
             }
@@ -170,6 +198,7 @@ impl Lines {
 
     fn forget_rows(&mut self, terminal: &Terminal) {
         self.evicted.clear();
+        self.evicted_rows = 0;
         self.dirty = false;
         self.seen = rows_of(terminal.screen());
     }
@@ -180,19 +209,39 @@ impl Lines {
             return;
         }
         let hash = hash(text);
-        if self.remembered.contains(&hash) {
+        if self.remembered.contains(&hash) || !self.give(text.to_owned()) {
             return;
         }
         if self.remembered.len() >= REMEMBERED {
             self.remembered.pop_front();
         }
         self.remembered.push_back(hash);
-        self.ready.push(text.to_owned());
+    }
+
+    /// Gives a line that is final, if the session has not shown too much for its bytes; says whether it did.
+    fn give(&mut self, text: String) -> bool {
+        let is_kept = self.ready.len() < LINES_PER_READ && self.allowance.pay_text(text.len());
+        match is_kept {
+            true => self.ready.push(text),
+            false => self.is_left_out = true,
+        }
+        is_kept
+    }
+
+    fn say_what_is_left_out(&mut self) {
+        let exceeds = std::mem::take(&mut self.is_left_out);
+        if exceeds && !self.exceeds {
+            self.ready.push(LEFT_OUT_NOTE.to_owned());
+        }
+        self.exceeds = exceeds;
     }
 
     fn scrolled_off(&mut self, line: &avt::Line) {
         let text: String = line.chars().collect();
-        self.evicted.push(text.trim_end().to_owned());
+        self.evicted_rows += 1;
+        if self.evicted.len() < self.seen.len() {
+            self.evicted.push(text.trim_end().to_owned());
+        }
         self.scrolled.push_str(&text);
         if line.is_wrapped() && self.scrolled.len() < TEXT_MAX {
             return;
@@ -200,7 +249,7 @@ impl Lines {
         let whole = std::mem::take(&mut self.scrolled);
         let whole = whole.trim_end();
         if !whole.is_empty() && !self.remembered.contains(&hash(whole)) {
-            self.ready.push(bounded(whole.to_owned()));
+            self.give(bounded(whole.to_owned()));
         }
     }
 
@@ -288,11 +337,6 @@ impl Observer for &mut Lines {
     }
 
     fn end(&mut self, _context: &mut Observation<'_>) {}
-}
-
-/// Whether these modes are the choice between primary and alternate screen.
-fn switches(modes: &[DecMode]) -> bool {
-    modes.iter().any(|mode| matches!(mode, DecMode::AltScreenBuffer | DecMode::SaveCursorAltScreenBuffer))
 }
 
 /// Whether one text came from the other by typing at its end or erasing there.

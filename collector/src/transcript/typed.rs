@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::amplify::{LEFT_OUT_NOTE, LINES_PER_READ};
+
 /// Longest line, characters: as much as a line discipline in canonical mode takes. A longer one is broken there.
 const LINE_MAX: usize = 4096;
 
@@ -37,8 +39,10 @@ impl Typed {
         let mut lines = Vec::new();
         super::screen::decode(&mut self.partial, data, |text| {
             for c in text.chars() {
-                if let Some(line) = self_feed(&mut self.line, &mut self.chars, &mut self.escape, c) {
-                    lines.push(line);
+                match self_feed(&mut self.line, &mut self.chars, &mut self.escape, c) {
+                    Some(line) if lines.len() < LINES_PER_READ => lines.push(line),
+                    Some(_) if lines.len() == LINES_PER_READ => lines.push(LEFT_OUT_NOTE.to_owned()),
+                    _ => {}
                 }
             }
         });
@@ -131,6 +135,12 @@ mod tests {
         let lines = typed.feed(&vec![b'x'; LINE_MAX * 2 + 3]);
         assert_eq!(lines.iter().map(String::len).collect::<Vec<_>>(), [LINE_MAX, LINE_MAX]);
         assert_eq!(typed.unfinished().unwrap(), "xxx");
+    }
+
+    #[test]
+    fn a_read_of_nothing_but_short_lines_is_bounded() {
+        let lines = Typed::default().feed(&b"a\r".repeat(2 * LINES_PER_READ));
+        assert_eq!((lines.len(), lines.last().map(String::as_str)), (LINES_PER_READ + 1, Some(LEFT_OUT_NOTE)));
     }
 
     proptest! {

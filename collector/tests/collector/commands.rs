@@ -33,6 +33,75 @@ fn init_explains_and_never_overwrites() {
 }
 
 #[test]
+fn what_root_makes_in_the_folder_is_its_owners() {
+    use std::os::unix::fs::{MetadataExt, chown};
+
+    let collector = Collector::init();
+    let home = std::path::Path::new(collector.home());
+    if home.metadata().unwrap().uid() != 0 {
+        return;
+    }
+    let service = 4711;
+    let old = collector.path("collector/retired");
+    std::fs::create_dir(&old).unwrap();
+    run_ok(&["reindex", "--dir", collector.home()]);
+    let give = |path: &std::path::Path| chown(path, Some(service), Some(service)).unwrap();
+    give(home);
+    give(&home.join("data"));
+    run_ok(&["enroll", "token", "web1", "--dir", collector.home()]);
+    run_ok(&["enroll", "retire", "0b5e9a52-0000-4000-8000-000000000000", "--dir", collector.home()]);
+    run_ok(&["reindex", "--dir", collector.home()]);
+    let again = collector.path("again");
+    std::fs::create_dir(&again).unwrap();
+    give(&again);
+    run_ok(&["init", "--dir", again.to_str().unwrap()]);
+    let mut folders = vec![old, home.join("tokens"), home.join("data"), again];
+    let mut seen = 0;
+    while let Some(folder) = folders.pop() {
+        assert_eq!(folder.metadata().unwrap().uid(), service, "{}", folder.display());
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let (path, metadata) = entry.map(|entry| (entry.path(), entry.metadata().unwrap())).unwrap();
+            assert_eq!(metadata.uid(), service, "{}", path.display());
+            seen += 1;
+            if metadata.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+    assert!(seen >= 10, "{seen} files");
+    // Said twice it is as it was.
+    run_ok(&["enroll", "retire", "0b5e9a52-0000-4000-8000-000000000000", "--dir", collector.home()]);
+}
+
+#[tokio::test]
+async fn the_collectors_own_certificate_is_made_anew_for_the_same_names() {
+    let mut collector = Collector::init();
+    let file = |name: &str| collector.path("collector").join(name);
+    let read = |name: &str| std::fs::read(file(name)).unwrap();
+    let (cert, key) = (read("collector.crt"), read("collector.key"));
+    let line = ["enroll", "collector", "--dir", collector.home()];
+    let said = run_ok(&[line.as_slice(), &["--san", "c.example.org"]].concat());
+    assert!(said.contains("c.example.org") && said.contains("127.0.0.1") && said.contains("restart"), "{said}");
+    assert_ne!(read("collector.crt"), cert);
+    assert_eq!(read("collector.key"), key);
+    let renewed = read("collector.crt");
+
+    std::fs::rename(file("ca.key"), collector.path("away")).unwrap();
+    let refused = fails(&line);
+    assert!(refused.contains("ca.key") && refused.contains("put it back"), "{refused}");
+    assert_eq!(read("collector.crt"), renewed);
+    std::fs::rename(collector.path("away"), file("ca.key")).unwrap();
+
+    // Lost altogether, they are made anew as well.
+    std::fs::remove_file(file("collector.crt")).unwrap();
+    std::fs::remove_file(file("collector.key")).unwrap();
+    run_ok(&line);
+    assert_eq!(file("collector.key").metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    collector.serve();
+    collector.reviewer().await.list_hosts(ListHostsRequest {}).await.unwrap();
+}
+
+#[test]
 fn enrolment_makes_the_folders_of_the_contract() {
     let collector = Collector::init();
     let host = collector.enroll_host("web1");

@@ -97,9 +97,12 @@ async fn a_new_host_key_that_the_old_one_names_is_said_to_be_vouched_for() {
 
 /// Sections of the exported file.
 pub async fn export(collector: &Collector, n: u8) -> Vec<(u32, Vec<u8>)> {
+    export_of(collector, ExportEvidenceRequest { session: session_text(n), log_size: 2 }).await
+}
+
+pub async fn export_of(collector: &Collector, request: ExportEvidenceRequest) -> Vec<(u32, Vec<u8>)> {
     let mut query = collector.reviewer().await;
-    let chunks =
-        all(query.export_evidence(ExportEvidenceRequest { session: session_text(n), log_size: 2 }).await).await;
+    let chunks = all(query.export_evidence(request).await).await;
     let bytes: Vec<u8> = chunks.into_iter().flat_map(|chunk| chunk.data).collect();
     let mut reader = Reader::new(bytes.as_slice()).unwrap();
     let mut sections = Vec::new();

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod bounds;
 mod commands;
 mod crash;
 mod enrol;

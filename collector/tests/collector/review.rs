@@ -3,7 +3,10 @@
 use breakglass_api::checkpoint::reason;
 use breakglass_api::evidence::kind;
 use breakglass_api::frame::Frame;
-use breakglass_api::v1::{self, LeftBehind, ListSessionsRequest, SubmitReviewRequest, event::Body};
+use breakglass_api::v1::{
+    self, ExportEvidenceRequest, GetSessionRequest, LeftBehind, ListSessionsRequest, SessionExtended,
+    SubmitReviewRequest, event::Body,
+};
 use breakglass_proof::REVIEW_NAMESPACE;
 use breakglass_proof::note::SignedCheckpoint;
 use breakglass_proof::review::{LogHead, Review, Verdict, join};
@@ -11,7 +14,7 @@ use ssh_key::private::Ed25519Keypair;
 use ssh_key::{HashAlg, LineEnding, PrivateKey};
 use tonic::{Code, Status};
 
-use crate::evidence::{export, session};
+use crate::evidence::{export, export_of, session};
 use crate::host::Host;
 use crate::support::{Collector, assert_code, closed, exec, run_ok, session_id, session_text};
 
@@ -28,7 +31,7 @@ fn list(collector: &Collector, people: &[&str]) {
     std::fs::write(collector.path("collector/reviewers"), text).unwrap();
 }
 
-/// Session 1, by alice, closed and signed for.
+/// Session 1, by alice, extended by joan with a key of kim's, closed and signed for.
 async fn recorded(collector: &Collector) -> Host {
     let mut host = Host::new(collector, 1);
     host.introduce(None);
@@ -36,6 +39,9 @@ async fn recorded(collector: &Collector) -> Host {
     host.mark(reason::OPENED, 1);
     host.turn();
     host.frame(Some(session_id(1)), exec(10, &["ls"]));
+    let key_fingerprint = key("kim").fingerprint(HashAlg::Sha256).to_string();
+    let extended = SessionExtended { operator: "joan".into(), key_fingerprint, ..SessionExtended::default() };
+    host.frame(Some(session_id(1)), Body::SessionExtended(extended));
     host.frame(Some(session_id(1)), closed());
     host.mark(reason::CLOSED, 1);
     host.ship(collector).await;
@@ -44,7 +50,11 @@ async fn recorded(collector: &Collector) -> Host {
 
 /// What a reviewer says of session 1 as it is exported now.
 async fn review(collector: &Collector, host: &Host, reviewer: &str) -> Review {
-    let sections = export(collector, 1).await;
+    review_in(&export(collector, 1).await, host, reviewer)
+}
+
+/// What a reviewer says of session 1 in this file.
+fn review_in(sections: &[(u32, Vec<u8>)], host: &Host, reviewer: &str) -> Review {
     let of = |wanted| sections.iter().filter(move |(kind, _)| *kind == wanted).map(|(_, content)| content);
     let last = Frame::parse(of(kind::FRAME).next_back().unwrap()).unwrap();
     let note = SignedCheckpoint::parse(of(kind::LOG_CHECKPOINT).next().unwrap()).unwrap();
@@ -128,7 +138,7 @@ async fn a_review_that_does_not_count_is_refused_with_its_reason() {
     let rita = ("rita", "reviewer");
     let nobody_listed = submit(&collector, rita, sign(&good, "rita")).await;
     assert!(assert_code(nobody_listed, Code::PermissionDenied).contains("bad-signature"));
-    list(&collector, &["rita", "alice", "mallory"]);
+    list(&collector, &["rita", "alice", "mallory", "joan", "kim"]);
     let named = |name: &str| Review { reviewer: name.into(), ..good.clone() };
     let log = good.log.clone().unwrap();
     let other_log = Review { log: Some(LogHead { root: [7; 32], ..log.clone() }), ..good.clone() };
@@ -138,6 +148,8 @@ async fn a_review_that_does_not_count_is_refused_with_its_reason() {
         (sign(&good, "mallory"), rita, "bad-signature"),
         (sign(&good, "rita"), ("mallory", "reviewer"), "not-you"),
         (sign(&named("alice"), "alice"), ("alice", "admin"), "own-session"),
+        (sign(&named("joan"), "joan"), ("joan", "reviewer"), "own-session"),
+        (sign(&named("kim"), "kim"), ("kim", "reviewer"), "own-session"),
         (sign(&Review { last_frame: good.last_frame - 1, ..good.clone() }, "rita"), rita, "stale-head"),
         (sign(&Review { last_hash: [7; 32], ..good.clone() }, "rita"), rita, "stale-head"),
         (sign(&Review { stream: [7; 16], ..good.clone() }, "rita"), rita, "other-session"),
@@ -158,6 +170,47 @@ async fn a_review_that_does_not_count_is_refused_with_its_reason() {
     assert_code(submit(&collector, rita, nonsense).await, Code::InvalidArgument);
     assert_eq!(waiting(&collector).await, [session_text(1)]);
     submit(&collector, rita, sign(&good, "rita")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_session_that_another_host_claims_first_is_named_with_its_host() {
+    let collector = Collector::start();
+    let mut other = Host::new(&collector, 2);
+    other.introduce(None);
+    other.frame(Some(session_id(1)), crate::support::opened("eve"));
+    other.frame(Some(session_id(1)), closed());
+    other.checkpoint(|_| {});
+    other.ship(&collector).await;
+    assert_eq!(session(&collector, 1).await.hostname, "host2");
+    let host = recorded(&collector).await;
+
+    let mut query = collector.reviewer().await;
+    let mut get = async |name: &str| query.get_session(GetSessionRequest { session: name.into() }).await;
+    let uuid = session_text(1);
+    let (own, others) = (format!("{}/{uuid}", host.identity.id), format!("{}/{uuid}", other.identity.id));
+    for name in [&uuid, &uuid[uuid.len() - 8..]] {
+        let both = assert_code(get(name).await, Code::FailedPrecondition);
+        assert!(both.contains(&own) && both.contains(&others) && both.contains("host1"), "{both}");
+    }
+    for name in [&own, &format!("host1/{uuid}"), &format!("host1/{}", &uuid[uuid.len() - 8..])] {
+        let found = get(name).await.unwrap().into_inner();
+        assert_eq!((found.host_id, found.opened.unwrap().operator), (host.identity.id.clone(), "alice".into()));
+    }
+    assert_code(get(&format!("host9/{uuid}")).await, Code::NotFound);
+    // Whoever may see only one of them has no need to tell them apart.
+    let mut alice = collector.person("alice", "operator").await;
+    let found = alice.get_session(GetSessionRequest { session: uuid.clone() }).await.unwrap().into_inner();
+    assert_eq!(found.host_id, host.identity.id);
+
+    // A review is for the host that it names, and is in no other's file.
+    list(&collector, &["rita"]);
+    let request = ExportEvidenceRequest { session: own.clone(), ..ExportEvidenceRequest::default() };
+    let file = export_of(&collector, request).await;
+    let review = review_in(&file, &host, "rita");
+    submit(&collector, ("rita", "reviewer"), sign(&review, "rita")).await.unwrap();
+    let (mine, theirs) = (get(&own).await.unwrap().into_inner(), get(&others).await.unwrap().into_inner());
+    assert!(mine.reviewed && mine.reviews.len() == 1, "{mine:?}");
+    assert!(!theirs.reviewed && theirs.reviews.is_empty(), "{theirs:?}");
 }
 
 #[tokio::test]

@@ -94,9 +94,18 @@ impl Collector {
 
     /// Memory of its own, KiB.
     pub fn memory_kib(&self) -> u64 {
+        self.status_kib("RssAnon:")
+    }
+
+    /// The most memory that it has had since it was started, KiB.
+    pub fn memory_peak_kib(&self) -> u64 {
+        self.status_kib("VmHWM:")
+    }
+
+    fn status_kib(&self, field: &str) -> u64 {
         let status = format!("/proc/{}/status", self.running.as_ref().unwrap().child.id());
         let status = std::fs::read_to_string(status).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 

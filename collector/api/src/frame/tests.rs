@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::{
     codec::{NEWEST, RUN_PAYLOAD_MAX},
     seal::{LARGE, assemble},
-    unpack::count_events,
+    unpack::{Found, MESSAGE_LISTS},
     *,
 };
 use crate::v1::{Event, Exec, event::Body};
@@ -94,6 +94,60 @@ fn more_events_than_claimed_are_refused_before_they_are_decoded() {
     let sealed = seal_raw(Header { events: 3, ..header(1) }, &raw, 1).unwrap();
     let refused = Frame::parse(&sealed.bytes).unwrap().batch();
     assert_eq!(refused, Err(FrameError::Count { found: 1_000_000, claimed: 3 }));
+}
+
+/// A batch of one event that says `body`, encoded, in the field `said` of the event.
+fn raw_event(said: u32, body: &[u8]) -> Vec<u8> {
+    use prost::encoding::{WireType, encode_key, encode_varint};
+    let wrap = |number, content: &[u8]| {
+        let mut raw = Vec::new();
+        encode_key(number, WireType::LengthDelimited, &mut raw);
+        encode_varint(content.len() as u64, &mut raw);
+        [raw, content.to_vec()].concat()
+    };
+    wrap(2, &wrap(said, body))
+}
+
+#[test]
+fn lists_that_are_large_only_in_memory_are_refused_before_they_are_decoded() {
+    let one = Header { events: 1, ..header(1) };
+    let refused = |raw: &[u8]| {
+        let sealed = seal_raw(one, raw, 1).unwrap();
+        matches!(Frame::parse(&sealed.bytes).unwrap().batch(), Err(FrameError::TooLarge { limit: 4_194_304, .. }))
+    };
+    // Changes that say nothing, in one event or in pieces of it, and empty arguments.
+    assert!(refused(&raw_event(46, &[0x0a, 0].repeat(300_000))));
+    assert!(refused(&raw_event(10, &[0x3a, 0].repeat(5_000_000))));
+    let piece = [[0xf2, 0x02, 200, 1].to_vec(), [0x0a, 0].repeat(100)].concat();
+    let inner = piece.repeat(3000);
+    assert!(refused(&[vec![0x12], varint(inner.len()), inner].concat()));
+    // As many arguments as Linux lets a program have, and a comparison as long as an agent's.
+    assert!(!refused(&raw_event(10, &[0x3a, 0].repeat(700_000))));
+    assert!(!refused(&raw_event(46, &[0x0a, 0].repeat(30 * 128))));
+}
+
+fn varint(value: usize) -> Vec<u8> {
+    let mut raw = Vec::new();
+    prost::encoding::encode_varint(value as u64, &mut raw);
+    raw
+}
+
+#[test]
+fn every_list_of_messages_is_known_to_whoever_counts_them() {
+    use prost_types::field_descriptor_proto::{Label, Type};
+    let files = prost_types::FileDescriptorSet::decode(crate::v1::DESCRIPTORS).unwrap().file;
+    let messages: Vec<_> = files.iter().flat_map(|file| &file.message_type).collect();
+    let named = |name: &str| *messages.iter().find(|message| message.name() == name).unwrap();
+    let mut lists = Vec::new();
+    for said in named("Event").field.iter().filter(|field| field.r#type() == Type::Message) {
+        let body = named(said.type_name().rsplit('.').next().unwrap());
+        let repeated = |field: &&prost_types::FieldDescriptorProto| {
+            field.label() == Label::Repeated && field.r#type() == Type::Message
+        };
+        lists.extend(body.field.iter().filter(repeated).map(|field| (said.number() as u64, field.number() as u64)));
+    }
+    lists.sort_unstable();
+    assert_eq!(lists, MESSAGE_LISTS);
 }
 
 #[test]
@@ -331,8 +385,8 @@ proptest! {
     fn the_count_is_that_of_the_decoder(raw in proptest::collection::vec(any::<u8>(), 0..60)) {
         if let Ok(batch) = Batch::decode(raw.as_slice()) {
             // Groups are skipped by the decoder and refused here.
-            if let Some(found) = count_events(&raw) {
-                prop_assert_eq!(found, batch.events.len());
+            if let Some(found) = Found::of(&raw) {
+                prop_assert_eq!(found.events, batch.events.len());
             }
         }
     }

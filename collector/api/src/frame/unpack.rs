@@ -132,11 +132,14 @@ impl Run {
 
 /// Decodes the decompressed payload of a frame.
 fn decode(frame: &Frame<'_>, raw: &[u8]) -> Result<Batch, FrameError> {
-    // Before decoding: two bytes of payload can become an event of hundreds in memory, so whoever trusts the header's count
+    // Before decoding: two bytes of payload can become an event, or a part of one, of hundreds in memory, so whoever trusts the header's count
     // to bound what this costs must be able to.
-    let found = count_events(raw).ok_or_else(|| FrameError::Batch("a field is cut short".to_owned()))?;
-    if found != frame.header.events as usize {
-        return Err(FrameError::Count { found, claimed: frame.header.events });
+    let found = Found::of(raw).ok_or_else(|| FrameError::Batch("a field is cut short".to_owned()))?;
+    if found.events != frame.header.events as usize {
+        return Err(FrameError::Count { found: found.events, claimed: frame.header.events });
+    }
+    if found.parts > PARTS_MAX {
+        return Err(FrameError::TooLarge { what: "batch as decoded, in parts", value: found.parts, limit: PARTS_MAX });
     }
     let mut batch = Batch::decode(raw).map_err(|e| FrameError::Batch(e.to_string()))?;
     if frame.codec.is_thinned() {
@@ -148,9 +151,45 @@ fn decode(frame: &Frame<'_>, raw: &[u8]) -> Result<Batch, FrameError> {
 /// Number of the field `Batch.events`.
 const EVENTS_FIELD: u64 = 2;
 
-/// How many events an encoded batch holds, without decoding them; `None` where it cannot be a batch.
-pub(super) fn count_events(mut raw: &[u8]) -> Option<usize> {
-    let mut events = 0;
+/// Most parts of the events of one frame: texts and messages within what events say. Each takes two bytes of payload and 24 in memory. An agent ends a frame at
+/// 1 MiB; a program's arguments beyond that are 700,000 at most, for Linux counts nine bytes for each.
+const PARTS_MAX: usize = 4 * 1024 * 1024;
+/// As how many parts a message in a list counts. One takes up to 136 bytes in memory, and a list that grows as much again.
+const MESSAGE_PARTS: usize = 16;
+/// Lists of messages within events: the field of `Event`, and the field of what that is. Also used by the test that none is missing here.
+pub(super) const MESSAGE_LISTS: [(u64, u64); 6] = [(40, 15), (41, 4), (46, 1), (48, 11), (49, 1), (66, 4)];
+
+/// What an encoded batch holds.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) events: usize,
+    /// Texts and messages within what events say; a message in a list counts as more.
+    pub(super) parts: usize,
+}
+
+impl Found {
+    /// Without decoding anything; `None` where it cannot be a batch.
+    pub(super) fn of(raw: &[u8]) -> Option<Self> {
+        let mut found = Self::default();
+        each_field(raw, |number, event| {
+            if number != EVENTS_FIELD {
+                found.parts += 1;
+                return Some(());
+            }
+            found.events += 1;
+            each_field(event, |said, body| {
+                each_field(body, |list, _| {
+                    found.parts += if MESSAGE_LISTS.contains(&(said, list)) { MESSAGE_PARTS } else { 1 };
+                    Some(())
+                })
+            })
+        })?;
+        Some(found)
+    }
+}
+
+/// Calls `take` with number and content of each field of an encoded message that has a length; `None` where it cannot be a message.
+fn each_field(mut raw: &[u8], mut take: impl FnMut(u64, &[u8]) -> Option<()>) -> Option<()> {
     while !raw.is_empty() {
         let key = take_varint(&mut raw)?;
         // The wire types of protocol buffers; groups (3 and 4) are not used by any message of ours.
@@ -161,10 +200,13 @@ pub(super) fn count_events(mut raw: &[u8]) -> Option<usize> {
             5 => 4,
             _ => return None,
         };
-        raw = raw.get(len..)?;
-        events += usize::from(key == EVENTS_FIELD << 3 | 2);
+        let (content, rest) = raw.split_at_checked(len)?;
+        raw = rest;
+        if key & 7 == 2 {
+            take(key >> 3, content)?;
+        }
     }
-    Some(events)
+    Some(())
 }
 
 /// A protocol-buffers varint: seven bits a byte, the lowest first, at most ten bytes.

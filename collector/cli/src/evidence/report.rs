@@ -103,6 +103,8 @@ pub struct Facts {
     pub operator: String,
     /// Fingerprint of the operator's key.
     pub operator_key: String,
+    /// Name and fingerprint of the key of everybody who extended it.
+    pub joined: Vec<(String, String)>,
     /// Why.
     pub reason: String,
     /// Tier of the recording.
@@ -149,6 +151,7 @@ impl Facts {
             self.tier = opened.tier.clone();
             self.opened_ns = *wall_ns;
         }
+        self.joined = told.joined.clone();
         if let Some((closed, _, wall_ns)) = &told.closed {
             self.closed_by = closed.cause().as_str_name().trim_start_matches("CLOSE_CAUSE_").to_lowercase();
             self.closed_ns = *wall_ns;
@@ -279,6 +282,7 @@ fn facts(printer: &mut Printer, facts: &Facts) -> Result<()> {
         ("host key", facts.host_key.clone()),
         ("operator", text(&facts.operator)),
         ("key", text(&facts.operator_key)),
+        ("extended by", text(&facts.joined.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", "))),
         ("reason", text(&facts.reason)),
         ("tier", text(&facts.tier)),
         ("opened", at(printer, facts.opened_ns)),

@@ -25,8 +25,8 @@ pub struct Subject<'a> {
     pub last: (u64, Option<Hash>),
     /// The hash of a frame as the host signed it.
     pub claimed: &'a dyn Fn(u64) -> Option<Hash>,
-    /// Who opened the session, and the fingerprint of the key; empty where the frames do not tell.
-    pub operator: (&'a str, &'a str),
+    /// Who opened the session and who extended it, each with the fingerprint of the key; empty where the frames do not tell.
+    pub operators: &'a [(String, String)],
 }
 
 /// A review that was signed, for the report.
@@ -121,9 +121,8 @@ fn review(signed: &[u8], subject: &Subject<'_>, trust: &Trust) -> Result<(Review
             signature.fingerprint()
         }
     };
-    let (operator, operator_key) = subject.operator;
-    if review.reviewer == operator || key == operator_key {
-        return Err(format!("{by} is by the operator, about their own session"));
+    if subject.operators.iter().any(|(name, own)| review.reviewer == *name || key == *own) {
+        return Err(format!("{by} is by an operator of it, about their own session"));
     }
     let claimed = (subject.claimed)(review.last_frame);
     let last = (subject.last.0 == review.last_frame).then_some(subject.last.1).flatten();

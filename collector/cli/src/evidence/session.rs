@@ -7,11 +7,16 @@ use breakglass_api::{
 
 use super::numbers::Numbers;
 
+/// Most people that a session may be extended by: above what happens, and few enough to be compared.
+const JOINED_MAX: usize = 256;
+
 /// The session as its frames tell it.
 #[derive(Debug, Default)]
 pub struct Told {
     /// The opening, the frame that holds it and its wall clock, ns.
     pub opened: Option<(SessionOpened, u64, i64)>,
+    /// Name and fingerprint of the key of everybody who extended it.
+    pub joined: Vec<(String, String)>,
     /// The closing, the frame that holds it and its wall clock, ns.
     pub closed: Option<(SessionClosed, u64, i64)>,
     /// Events of all kinds.
@@ -41,6 +46,9 @@ impl Told {
             self.own_events += u64::from(is_own);
             self.event(&frame.header, event.boot_ns, is_own, event.body);
         }
+        if self.joined.len() > JOINED_MAX {
+            return Err(format!("more than {JOINED_MAX} people extended the session"));
+        }
         Ok(())
     }
 
@@ -52,6 +60,12 @@ impl Told {
             // The first word counts: a later one can only be a mistake or a lie.
             Some(Body::SessionOpened(opened)) if is_own && self.opened.is_none() => {
                 self.opened = Some((opened, at.0, at.1));
+            }
+            Some(Body::SessionExtended(extended)) if is_own => {
+                let who = (extended.operator, extended.key_fingerprint);
+                if self.joined.len() <= JOINED_MAX && !self.joined.contains(&who) {
+                    self.joined.push(who);
+                }
             }
             Some(Body::SessionClosed(closed)) if is_own && self.closed.is_none() => {
                 self.closed = Some((closed, at.0, at.1));

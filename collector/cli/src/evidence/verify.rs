@@ -417,7 +417,7 @@ impl Verifier {
         self.conclude_mark("closing", "closed", |verifier| verifier.closing.take());
         self.conclude_content();
         self.conclude_complete();
-        // After the frames: they tell who the operator was.
+        // After the frames: they tell who the operators were.
         self.conclude_review();
         let log = self.logged.conclude_log(&self.trust);
         self.conclude_as("log", log);
@@ -431,12 +431,14 @@ impl Verifier {
 
     fn conclude_review(&mut self) {
         let Some(manifest) = &self.manifest else { return };
+        let opener = (self.facts.operator.clone(), self.facts.operator_key.clone());
+        let operators = [vec![opener], self.facts.joined.clone()].concat();
         let claimed = |seq| self.claims.get(&seq).map(|claim| claim.hash);
         let subject = Subject {
             ids: [manifest.session, manifest.host_id, manifest.stream],
             last: (self.facts.last_frame, self.last_hash),
             claimed: &claimed,
-            operator: (&self.facts.operator, &self.facts.operator_key),
+            operators: &operators,
         };
         let outcome = self.reviewed.conclude(&subject, &self.trust);
         self.conclude_as("review", outcome);

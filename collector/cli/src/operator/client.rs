@@ -94,7 +94,7 @@ impl<'a> Client<'a> {
 
 /// Whether a refusal says that the request was worked off before.
 fn is_second_time(code: &str) -> bool {
-    matches!(code, "replayed-nonce" | "used-code")
+    matches!(code, "replayed-nonce" | "used-code" | "used-grant")
 }
 
 fn framed(request: &ControlRequest) -> Vec<u8> {

@@ -19,11 +19,12 @@ use breakglass_api::{
 };
 use clap::Args;
 use prost::Message;
+use serde::Serialize;
 
 use super::{
     Tools,
     failure::{Failure, plain},
-    operator, say, say_touch, sign,
+    operator, print_object, print_out, say, say_touch, sign,
 };
 use crate::config::Config;
 
@@ -52,7 +53,15 @@ pub struct CosignArgs {
     pub yes: bool,
 }
 
-pub(super) async fn cosign(args: &CosignArgs, config: &Config, tools: &Tools) -> Result<u8, Failure> {
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Told<'a> {
+    r#type: &'static str,
+    operator: &'a str,
+    cosignature: &'a str,
+}
+
+pub(super) async fn cosign(args: &CosignArgs, config: &Config, tools: &Tools, json: bool) -> Result<u8, Failure> {
     let asked = match &args.request {
         Some(request) => request.clone(),
         None => read_all(std::io::stdin().lock())?,
@@ -70,7 +79,12 @@ pub(super) async fn cosign(args: &CosignArgs, config: &Config, tools: &Tools) ->
     say_touch(&identity);
     let encoded = text.encode().map_err(|e| Failure::Usage(format!("the request cannot be signed: {e}")))?;
     let signature = sign::sign(&tools.ssh_keygen, &identity, COSIGN_NAMESPACE, &encoded).await?;
-    println!("{}", line(COSIGNATURE, &Cosignature { principal, signature }.encode_to_vec()));
+    let cosignature = Cosignature { principal, signature };
+    let made = line(COSIGNATURE, &cosignature.encode_to_vec());
+    match json {
+        true => print_object(&Told { r#type: "cosignature", operator: &cosignature.principal, cosignature: &made })?,
+        false => print_out(&format!("{made}\n"))?,
+    }
     Ok(0)
 }
 

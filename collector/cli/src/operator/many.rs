@@ -27,6 +27,7 @@ use super::{
     failure::{Failure, plain},
     finish_login, opened_json, operator, say, say_touch, sign,
     target::Target,
+    tell_json,
 };
 use crate::config::Config;
 
@@ -206,7 +207,7 @@ async fn hand_in<'a>(parts: Vec<Part<'a>>, request: &OpenRequest, args: &OpenArg
             Ok(one) => {
                 announce(&one, target, args.verbose.then_some(took));
                 if args.json {
-                    println!("{}", opened_json(&one, &challenge, took));
+                    tell_json(&opened_json(&one, &challenge, took));
                 }
                 opened.insert(target.name.clone(), (target, one));
             }
@@ -236,6 +237,6 @@ fn tell(target: &Target, failure: &Failure, as_json: bool) {
     say(&format!("{}: {failure}", plain(&target.name)));
     if as_json {
         let error = json!({ "code": failure.code(), "message": failure.to_string() });
-        println!("{}", json!({ "host": target.name, "error": error }));
+        tell_json(&json!({ "host": target.name, "error": error }));
     }
 }

@@ -31,6 +31,7 @@ use breakglass_api::{
     },
 };
 use clap::Args;
+use serde::Serialize;
 use serde_json::json;
 
 pub use self::{again::LoginArgs, cosign::CosignArgs, many::SOME, prepare::PrepareArgs};
@@ -39,7 +40,7 @@ use self::{
     failure::{Failure, plain},
     target::{Door, Target, TargetArgs},
 };
-use crate::config::Config;
+use crate::{config::Config, print};
 
 /// Arguments of `open`.
 #[derive(Clone, Debug, Args)]
@@ -174,12 +175,12 @@ pub async fn run_login(args: &LoginArgs, config: &Config, json: bool) -> anyhow:
 
 /// Signs a grant ahead.
 pub async fn run_prepare(args: &PrepareArgs, config: &Config, json: bool) -> anyhow::Result<u8> {
-    Ok(finish(prepare::prepare(args, config, &Tools::default()).await, json))
+    Ok(finish(prepare::prepare(args, config, &Tools::default(), json).await, json))
 }
 
 /// Consents to somebody else's request.
 pub async fn run_cosign(args: &CosignArgs, config: &Config, json: bool) -> anyhow::Result<u8> {
-    Ok(finish(cosign::cosign(args, config, &Tools::default()).await, json))
+    Ok(finish(cosign::cosign(args, config, &Tools::default(), json).await, json))
 }
 
 /// Closes a session.
@@ -198,7 +199,7 @@ fn finish(result: Result<u8, Failure>, json: bool) -> u8 {
         Err(failure) => {
             say(&format!("breakglass: {failure}"));
             if json {
-                println!("{}", json!({ "error": { "code": failure.code(), "message": failure.to_string() } }));
+                tell_json(&json!({ "error": { "code": failure.code(), "message": failure.to_string() } }));
             }
             failure.exit_code()
         }
@@ -207,7 +208,25 @@ fn finish(result: Result<u8, Failure>, json: bool) -> u8 {
 
 /// A line for the person; standard output is for programs.
 fn say(line: &str) {
-    eprintln!("{line}");
+    print::note(line);
+}
+
+/// What the command was asked for, on standard output.
+fn print_out(text: &str) -> Result<(), Failure> {
+    print::out(text).map_err(|error| Failure::Other(format!("cannot write to standard output: {error}")))
+}
+
+/// As [`print_out`], as one line of JSON.
+fn print_object(told: &impl Serialize) -> Result<(), Failure> {
+    let line = serde_json::to_string(told).map_err(|error| Failure::Other(format!("this is not JSON: {error}")))?;
+    print_out(&format!("{line}\n"))
+}
+
+/// A line of JSON about something that is done. Nothing is left undone because it cannot be printed.
+fn tell_json(value: &serde_json::Value) {
+    if let Err(failure) = print_out(&format!("{value}\n")) {
+        say(&format!("Warning: {failure}"));
+    }
 }
 
 /// What a host answered to a proof.
@@ -244,7 +263,7 @@ async fn open(args: &OpenArgs, config: &Config, tools: &Tools) -> Result<u8, Fai
     let opened = &proved.opened;
     announce(opened, target, args.verbose.then_some(proved.took));
     if args.json {
-        println!("{}", opened_json(opened, &proved.challenge, proved.took));
+        tell_json(&opened_json(opened, &proved.challenge, proved.took));
     }
     let Some(identity) = proved.identity else { return Ok(0) };
     again::keep(tools, target, opened, &identity);
@@ -299,7 +318,7 @@ async fn each(
             say(&format!("{}: {failure}", plain(&target.name)));
             if as_json {
                 let error = json!({ "code": failure.code(), "message": failure.to_string() });
-                println!("{}", json!({ "host": target.name, "error": error }));
+                tell_json(&json!({ "host": target.name, "error": error }));
             }
             failed.push(failure);
         }
@@ -378,10 +397,7 @@ async fn close_one(args: &CloseArgs, config: &Config, tools: &Tools, target: &Ta
     say_closed(&closed, target);
     if args.json {
         let (killed, survivors) = (closed.killed, closed.survivors);
-        println!(
-            "{}",
-            json!({ "host": target.name, "session": closed.session, "killed": killed, "survivors": survivors })
-        );
+        tell_json(&json!({ "host": target.name, "session": closed.session, "killed": killed, "survivors": survivors }));
     }
     Ok(())
 }

@@ -18,11 +18,12 @@ use breakglass_api::{
 };
 use clap::Args;
 use prost::Message;
+use serde::Serialize;
 
 use super::{
     Tools, client_time, cosign,
     failure::{Failure, plain},
-    operator, say, say_touch, sign,
+    operator, print_object, print_out, say, say_touch, sign,
 };
 use crate::config::Config;
 
@@ -84,7 +85,17 @@ pub struct PrepareArgs {
 /// Clocks differ: the window begins so much before now.
 const EARLIER: Duration = Duration::from_secs(15 * 60);
 
-pub(super) async fn prepare(args: &PrepareArgs, config: &Config, tools: &Tools) -> Result<u8, Failure> {
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Told<'a> {
+    r#type: &'static str,
+    host: &'a str,
+    /// Absent where it is in a file.
+    grant: Option<&'a str>,
+    file: Option<&'a Path>,
+}
+
+pub(super) async fn prepare(args: &PrepareArgs, config: &Config, tools: &Tools, json: bool) -> Result<u8, Failure> {
     let identity = sign::identity(args.identity.as_deref(), config)?;
     let operator = operator(args.operator.as_deref(), config)?;
     let text = match &args.request {
@@ -97,10 +108,16 @@ pub(super) async fn prepare(args: &PrepareArgs, config: &Config, tools: &Tools) 
     say_touch(&identity);
     let signature = sign::sign(&tools.ssh_keygen, &identity, PREPARED_NAMESPACE, &text).await?;
     let request = OpenRequest { grant_text: text.into_bytes(), signature, cosignatures };
-    let line = format!("{GRANT}{}\n", URL_SAFE_NO_PAD.encode(request.encode_to_vec()));
-    match &args.output {
-        Some(path) => write(path, &line)?,
-        None => print!("{line}"),
+    let grant = format!("{GRANT}{}", URL_SAFE_NO_PAD.encode(request.encode_to_vec()));
+    let file = args.output.as_deref();
+    if let Some(path) = file {
+        write(path, &format!("{grant}\n"))?;
+    }
+    if json {
+        let grant = file.is_none().then_some(grant.as_str());
+        print_object(&Told { r#type: "grant", host: &args.host, grant, file })?;
+    } else if file.is_none() {
+        print_out(&format!("{grant}\n"))?;
     }
     say(&format!(
         "Carry it to {} and use it there, once, within {}: breakglass-agent open --grant FILE",

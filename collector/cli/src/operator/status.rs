@@ -10,6 +10,7 @@ use super::{
     client::Client,
     each,
     failure::{Failure, plain},
+    print_out,
     target::Target,
 };
 use crate::config::Config;
@@ -19,12 +20,10 @@ pub(super) async fn status(args: &StatusArgs, config: &Config) -> Result<u8, Fai
     let several = targets.len() > 1;
     each(&targets, args.json, async |target| {
         let status = ask(target).await?;
-        if args.json {
-            println!("{}", status_json(&status));
-        } else {
-            print!("{}{}", status_text(&status), if several { "\n" } else { "" });
+        match args.json {
+            true => print_out(&format!("{}\n", status_json(&status))),
+            false => print_out(&format!("{}{}", status_text(&status), if several { "\n" } else { "" })),
         }
-        Ok(())
     })
     .await
 }
@@ -58,6 +57,7 @@ fn status_json(status: &Status) -> serde_json::Value {
         "acked_seq": status.acked_seq,
         "collector_connected": status.collector_connected,
         "collector_error": status.collector_error,
+        "door_error": status.door_error,
         "records": status.records,
         "missing": status.missing,
     })
@@ -94,6 +94,9 @@ pub(super) fn status_text(status: &Status) -> String {
             (false, error) => error.into(),
         };
         add("collector", collector);
+    }
+    if !status.door_error.is_empty() {
+        add("TLS CLOSED", status.door_error.clone());
     }
     add("agent", status.agent_version.clone());
     lines.iter().map(|(key, value)| format!("{key:<10} {}\n", plain(value))).collect()

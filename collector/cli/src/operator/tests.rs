@@ -91,10 +91,10 @@ impl Host {
         let json = !flags.is_empty();
         match Line::try_parse_from(std::iter::once("x").chain(words)).unwrap() {
             Line::Open(args) => open(&OpenArgs { json, ..args }, &self.config, &tools).await,
-            Line::Cosign(args) => cosign::cosign(&args, &self.config, &tools).await,
+            Line::Cosign(args) => cosign::cosign(&args, &self.config, &tools, json).await,
             Line::Close(args) => close(&CloseArgs { json, ..args }, &self.config, &tools).await,
             Line::Status(args) => status::status(&StatusArgs { json, ..args }, &self.config).await,
-            Line::Prepare(args) => prepare::prepare(&args, &self.config, &tools).await,
+            Line::Prepare(args) => prepare::prepare(&args, &self.config, &tools, json).await,
         }
     }
 
@@ -264,6 +264,17 @@ async fn a_broken_connection_is_made_anew() {
     })
     .await;
     let lost = host.run("open web1 --reason x --no-ssh").await.unwrap_err();
+    assert!(lost.exit_code() == 1 && lost.to_string().contains("its answer was lost"), "{lost}");
+    let grant = host.dir.path().join("grant").display().to_string();
+    assert_eq!(host.run(&format!("prepare web1 --host-id h --reason x --output {grant}")).await.unwrap(), 0);
+    let mut first = true;
+    let taken = Host::start(move |request| match request {
+        Request::Challenge(_) => None,
+        _ if std::mem::take(&mut first) => None,
+        _ => refused("used-grant"),
+    })
+    .await;
+    let lost = taken.run(&format!("open web1 --grant {grant} --no-ssh")).await.unwrap_err();
     assert!(lost.exit_code() == 1 && lost.to_string().contains("its answer was lost"), "{lost}");
     let host = Host::start(|_| None).await;
     assert_eq!(host.run("open web1 --reason x --no-ssh").await.unwrap_err().exit_code(), 5);

@@ -170,6 +170,19 @@ pub fn size() -> Option<(u16, u16)> {
     terminal_size::terminal_size_of(io::stdout()).map(|(cols, rows)| (cols.0, rows.0))
 }
 
+/// Prints text on standard output at once. That whoever read it has closed it is no failure: they have seen enough, and what was
+/// done stays done.
+pub fn out(text: &str) -> io::Result<()> {
+    write_out(&mut io::stdout().lock(), text)
+}
+
+fn write_out(out: &mut impl Write, text: &str) -> io::Result<()> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        done => done,
+    }
+}
+
 /// A note for the person at the terminal, on standard error, so that it stays out of pipes. Harmless text only.
 pub fn note(text: &str) {
     // Nobody to tell when standard error is gone.

@@ -4,7 +4,7 @@ use anyhow::Result;
 use breakglass_api::v1;
 use clap::Args;
 
-use super::{Desk, NOTHING_FOUND, client};
+use super::{Desk, client};
 use crate::{
     config::Config,
     print::{
@@ -78,7 +78,6 @@ pub async fn run(args: &AlertsArgs, config: &Config, options: &Options) -> Resul
         alarms.iter().try_for_each(|alarm| printer.json(alarm))?;
     } else if alarms.is_empty() {
         note(if args.open { "No alert waits for a review." } else { "There was no alert." });
-        return Ok(NOTHING_FOUND);
     } else {
         let now = time::now_ns();
         let mut table = Table::new(printer, ALERTS);
@@ -125,7 +124,6 @@ pub async fn run_acts(args: &ActsArgs, config: &Config, options: &Options) -> Re
         acts.iter().try_for_each(|act| printer.json(act))?;
     } else if acts.is_empty() {
         note("Nobody has done anything by way of this collector yet.");
-        return Ok(NOTHING_FOUND);
     } else {
         let now = time::now_ns();
         let mut table = Table::new(printer, ACTS);

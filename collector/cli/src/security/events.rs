@@ -4,7 +4,7 @@ use anyhow::Result;
 use breakglass_api::v1;
 use clap::Args;
 
-use super::{Desk, NOTHING_FOUND, client::Error};
+use super::{Desk, NOTHING_FOUND, client::Error, exact};
 use crate::{
     config::Config,
     print::{Options, json, safe},
@@ -19,7 +19,7 @@ Examples:
   breakglass events 5f2c9a1e | jq -c 'select(.event.kind == \"exec\") | .event.exec.argv'
   breakglass events 5f2c9a1e --follow --kind alert,gap")]
 pub struct EventsArgs {
-    /// The session: its id, or an unambiguous end or beginning of it.
+    /// The session: its id, or an unambiguous end or beginning of it; HOST/ID where several hosts have it.
     session: String,
     /// Go on as events come in, until the session is closed.
     #[arg(long, short)]
@@ -43,7 +43,7 @@ pub async fn run(args: &EventsArgs, config: &Config, options: &Options) -> Resul
     let session = desk.session_or_wait(&args.session, args.follow).await?;
     let follow = args.follow && session.closed_ns == 0;
     let request = v1::EventsRequest {
-        session: session.id,
+        session: exact(&args.session, &session),
         host: String::new(),
         after_frame: args.after,
         follow,

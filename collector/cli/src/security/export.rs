@@ -12,7 +12,7 @@ use breakglass_proof::note::SignedCheckpoint;
 use clap::Args;
 use tempfile::NamedTempFile;
 
-use super::{Desk, client::Client};
+use super::{Desk, client::Client, exact};
 use crate::{
     config::Config,
     print::{Options, bytes, note},
@@ -29,7 +29,7 @@ Example:
   breakglass export 5f2c9a1e --evidence 5f2c9a1e.bge
   breakglass verify 5f2c9a1e.bge --host-key host-key.pub")]
 pub struct ExportArgs {
-    /// The session: its id, or an unambiguous end or beginning of it.
+    /// The session: its id, or an unambiguous end or beginning of it; HOST/ID where several hosts have it.
     session: String,
     /// Where to: a new file. It is there only once it is whole.
     #[arg(long, value_name = "FILE")]
@@ -47,7 +47,7 @@ pub async fn run(args: &ExportArgs, config: &Config, options: &Options) -> Resul
     let Desk { client, printer } = &mut desk;
     let target = args.evidence.as_path();
     let mut file = NamedTempFile::new_in(folder(target)).with_context(|| cannot_write(target))?;
-    let len = fetch(client, &session.id, log_size, target, file.as_file_mut()).await?;
+    let len = fetch(client, &exact(&args.session, &session), log_size, target, file.as_file_mut()).await?;
     file.as_file().sync_all().with_context(|| cannot_write(target))?;
     file.persist_noclobber(target).map_err(|error| error.error).with_context(|| cannot_write(target))?;
     if session.closed_ns == 0 {

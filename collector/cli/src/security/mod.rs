@@ -45,7 +45,7 @@ impl Desk {
         Ok(Self { client: Client::connect(config).await?, printer: Printer::new(options) })
     }
 
-    /// Finds a session by its id, or by a beginning or end of it. One that is to be followed is waited for, for a moment.
+    /// Finds a session by its id, or by a beginning or end of it, perhaps with its host before it. One that is to be followed is waited for, for a moment.
     async fn session_or_wait(&mut self, name: &str, follow: bool) -> Result<v1::Session> {
         let until = Instant::now() + if follow { ARRIVING } else { Duration::ZERO };
         let mut told = false;
@@ -62,7 +62,7 @@ impl Desk {
         }
     }
 
-    /// Finds a session by its id, or by a beginning or end of it.
+    /// Finds a session by its id, or by a beginning or end of it, perhaps with its host before it.
     async fn session(&mut self, name: &str) -> Result<v1::Session> {
         let request = v1::GetSessionRequest { session: name.to_owned() };
         let answer = self.client.query.get_session(request).await;
@@ -73,6 +73,14 @@ impl Desk {
             );
         }
         Ok(session)
+    }
+}
+
+/// How to name a session to the collector once it was found as `asked`: with its host, if that was said. Then another host claims it too.
+fn exact(asked: &str, session: &v1::Session) -> String {
+    match asked.contains('/') {
+        true => format!("{}/{}", session.host_id, session.id),
+        false => session.id.clone(),
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "Example:\n  breakglass terminate 5f2c9a1e --reason 'not the work that was agreed on'")]
 pub struct TerminateArgs {
-    /// The session's id, or an unambiguous beginning or end of it.
+    /// The session's id, or an unambiguous beginning or end of it; HOST/ID where several hosts have it.
     session: String,
     /// Why; it is recorded on the host and at the collector.
     #[arg(long, value_name = "TEXT")]

@@ -17,7 +17,7 @@ use tempfile::NamedTempFile;
 use uuid::Uuid;
 use x509_parser::{extensions::GeneralName, pem::Pem};
 
-use super::{Desk, export};
+use super::{Desk, exact, export};
 use crate::{
     config::Config,
     evidence::{
@@ -42,7 +42,7 @@ Examples:
   breakglass review 5f2c9a1e --verdict ok --note 'restarted the database, as agreed in INC-4711'
   breakglass review 5f2c9a1e --verdict concern --note 'why was /etc/shadow copied?' --host-key host-key.pub")]
 pub struct ReviewArgs {
-    /// The session: its id, or an unambiguous end or beginning of it.
+    /// The session: its id, or an unambiguous end or beginning of it; HOST/ID where several hosts have it.
     session: String,
     /// What you say of it.
     #[arg(long, value_enum)]
@@ -82,8 +82,12 @@ pub async fn run(args: &ReviewArgs, config: &Config, options: &Options) -> Resul
     if !session.compared {
         note("What the session left behind is not recorded yet. Once it is, the session waits for another review.");
     }
-    let report =
-        verified(&mut desk, &session, Trust { hosts: trusted.into_iter().collect(), ..Trust::default() }).await?;
+    let report = verified(
+        &mut desk,
+        &exact(&args.session, &session),
+        Trust { hosts: trusted.into_iter().collect(), ..Trust::default() },
+    )
+    .await?;
     let broken: Vec<_> = report.checks.iter().filter(|check| check.state == State::Failed).collect();
     if let (Some(check), Said::Ok) = (broken.first(), args.verdict) {
         bail!(
@@ -106,10 +110,10 @@ pub async fn run(args: &ReviewArgs, config: &Config, options: &Options) -> Resul
 }
 
 /// Fetches the evidence into a file that is gone afterwards, and verifies it.
-async fn verified(desk: &mut Desk, session: &v1::Session, trust: Trust) -> Result<Report> {
+async fn verified(desk: &mut Desk, session: &str, trust: Trust) -> Result<Report> {
     let mut file = NamedTempFile::new().context("cannot make a temporary file")?;
     let path = file.path().to_owned();
-    export::fetch(&mut desk.client, &session.id, 0, &path, file.as_file_mut()).await?;
+    export::fetch(&mut desk.client, session, 0, &path, file.as_file_mut()).await?;
     file.as_file_mut().rewind().context("cannot read a temporary file")?;
     Verifier::new(trust).run(BufReader::new(file.as_file()))
 }

@@ -7,7 +7,7 @@ use breakglass_api::v1;
 use clap::{Args, ValueEnum};
 use unicode_width::UnicodeWidthStr;
 
-use super::{Desk, NOTHING_FOUND, client::Error};
+use super::{Desk, NOTHING_FOUND, client::Error, exact};
 use crate::{
     config::Config,
     print::{
@@ -94,7 +94,7 @@ impl From<Place> for v1::SearchKind {
 pub async fn run(args: &SearchArgs, config: &Config, options: &Options) -> Result<u8> {
     let mut desk = Desk::open(config, options).await?;
     let session = match &args.session {
-        Some(name) => desk.session(name).await?.id,
+        Some(name) => exact(name, &desk.session(name).await?),
         None => String::new(),
     };
     let request = request(args, session, desk.printer.zone())?;

@@ -101,7 +101,7 @@ pub async fn run(args: &SessionsArgs, config: &Config, options: &Options) -> Res
         unreviewed_only: args.unreviewed,
     };
     let answer = desk.client.query.list_sessions(request).await;
-    let v1::ListSessionsResponse { sessions, behind } =
+    let v1::ListSessionsResponse { sessions, behind, .. } =
         answer.map_err(|status| desk.client.explain(&status))?.into_inner();
     let printer = &mut desk.printer;
     if printer.is_json() {

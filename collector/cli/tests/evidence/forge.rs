@@ -6,7 +6,10 @@ use breakglass_api::{
     checkpoint::{Kind, Number, Signed, Statement, reason},
     evidence::{Writer, kind},
     frame::{self, Frame, Hash, Header, Sealer, Unpacker},
-    v1::{AccountChanged, AgentStarted, Batch, Event, Exec, Gap, KernelRef, SessionClosed, SessionOpened, event::Body},
+    v1::{
+        AccountChanged, AgentStarted, Batch, Event, Exec, Gap, KernelRef, SessionClosed, SessionExtended,
+        SessionOpened, event::Body,
+    },
 };
 use ed25519_dalek::{Signer, SigningKey};
 use sha2::{Digest, Sha256};
@@ -198,7 +201,20 @@ pub fn recorded(salt: u8) -> Host {
 }
 
 /// The same, by a host that has recorded nothing yet.
-pub fn recorded_by(mut host: Host) -> Host {
+pub fn recorded_by(host: Host) -> Host {
+    recorded_with(host, |_| {})
+}
+
+/// The same, and somebody with that name and key extends it.
+pub fn extended(salt: u8, operator: &str, key_fingerprint: &str) -> Host {
+    let (operator, key_fingerprint) = (operator.to_owned(), key_fingerprint.to_owned());
+    let extended = SessionExtended { operator, key_fingerprint, ..Default::default() };
+    recorded_with(Host::new(salt), |host| {
+        host.record(true, vec![(None, Body::SessionExtended(extended))]);
+    })
+}
+
+fn recorded_with(mut host: Host, meanwhile: impl FnOnce(&mut Host)) -> Host {
     host.started(true);
     host.checkpoint(None);
     host.turn();
@@ -217,6 +233,7 @@ pub fn recorded_by(mut host: Host) -> Host {
         host.work(what);
     }
     host.checkpoint(None);
+    meanwhile(&mut host);
     host.work("exit");
     let closed = host.close();
     host.checkpoint(Some((reason::CLOSED, closed)));

@@ -4,7 +4,7 @@ use breakglass_api::{checkpoint::reason, evidence::kind, frame::Frame};
 use breakglass_proof::review::{LogHead, Review, Verdict};
 
 use super::{
-    forge::{Parts, SESSION, rechain, recorded, resealed, sign},
+    forge::{Host, Parts, SESSION, extended, rechain, recorded, resealed, sign},
     ledger::{Ledger, keys, operator, person, review, reviewers, rita, sam, signed, signed_by_token},
     samples::{Asked, Sample},
 };
@@ -23,7 +23,10 @@ struct Draft {
 
 impl Draft {
     fn new() -> Self {
-        let host = recorded(1);
+        Self::of_host(recorded(1))
+    }
+
+    fn of_host(host: Host) -> Self {
         let ledger = Ledger::of(&host);
         let mut parts = Parts::of(&host);
         ledger.prove(&mut parts);
@@ -68,6 +71,10 @@ impl Draft {
 fn changed(name: &'static str, failed: &[(&'static str, Option<u64>)], change: impl FnOnce(&mut Draft)) -> Sample {
     let mut draft = Draft::new();
     change(&mut draft);
+    asked(name, failed, draft)
+}
+
+fn asked(name: &'static str, failed: &[(&'static str, Option<u64>)], draft: Draft) -> Sample {
     let bytes = draft.file();
     Sample { asked: draft.asked, unproved: Vec::new(), ..Sample::new(name, bytes, failed) }
 }
@@ -213,6 +220,10 @@ fn other_logs() -> Vec<Sample> {
     ]
 }
 
+fn fingerprint(key: &ssh_key::PrivateKey) -> String {
+    key.fingerprint(ssh_key::HashAlg::Sha256).to_string()
+}
+
 fn unwitnessed() -> Vec<Sample> {
     let [_, first, second, _] = keys();
     vec![
@@ -254,6 +265,16 @@ fn forged_reviews() -> Vec<Sample> {
         }),
         forged("a review with a token that nobody touched", |draft| signed_by_token(&draft.review("tess"), 0)),
         forged("the operator's own review", |draft| signed(&draft.review("alice"), &operator())).inside(),
+        // She may, where somebody else extended it, and may not where she did: by name, and by key under another name.
+        asked("a session that somebody else extended", &[], Draft::of_host(extended(1, "bob", "SHA256:other")))
+            .inside(),
+        asked("a review by who extended it", &[("review", None)], Draft::of_host(extended(1, "rita", ""))).inside(),
+        asked(
+            "a review with the key that extended it",
+            &[("review", None)],
+            Draft::of_host(extended(1, "bob", &fingerprint(&rita()))),
+        )
+        .inside(),
         changed("more reviews than are looked at", &[("review", None)], |draft| {
             draft.reviews = vec![draft.reviews[0].clone(); 65];
         }),

@@ -13,6 +13,7 @@ use breakglass_api::{
     GRPC_MESSAGE_MAX,
     v1::{
         self,
+        manage_server::ManageServer,
         query_server::{Query, QueryServer},
     },
 };
@@ -24,6 +25,8 @@ use tonic::{
     Request, Response, Status,
     transport::{Certificate, Identity, Server, ServerTlsConfig},
 };
+
+use crate::lists::Nothing;
 
 /// What it answers.
 #[derive(Clone, Default)]
@@ -62,7 +65,8 @@ impl Fake {
             .identity(Identity::from_pem(cert, key))
             .client_ca_root(Certificate::from_pem(ca.pem.as_str()));
         let service = QueryServer::new(Service(answers, AtomicU32::new(0))).max_encoding_message_size(GRPC_MESSAGE_MAX);
-        let server = Server::builder().tls_config(tls).unwrap().add_service(service);
+        let server =
+            Server::builder().tls_config(tls).unwrap().add_service(service).add_service(ManageServer::new(Nothing));
         runtime.spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         let fake = Self { folder, address, _runtime: runtime };
         fake.enrol(&ca, "config.toml");
@@ -126,9 +130,20 @@ type Items<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Service {
     fn session(&self, name: &str) -> Result<v1::Session, Status> {
-        let named = |s: &&v1::Session| name.len() >= 6 && (s.id.starts_with(name) || s.id.ends_with(name));
-        let found = self.0.sessions.iter().find(named).cloned();
-        found.ok_or_else(|| Status::not_found(format!("there is no session {name}")))
+        let (host, part) = name.rsplit_once('/').unwrap_or(("", name));
+        let named = |s: &&v1::Session| {
+            part.len() >= 6
+                && (s.id.starts_with(part) || s.id.ends_with(part))
+                && (host.is_empty() || host == s.host_id || host == s.hostname)
+        };
+        let found: Vec<_> = self.0.sessions.iter().filter(named).collect();
+        match found.as_slice() {
+            [] => Err(Status::not_found(format!("there is no session {name}"))),
+            [first, others @ ..] if others.iter().any(|other| other.id == first.id) => {
+                Err(Status::failed_precondition(format!("{name} may be on any of {} hosts", found.len())))
+            }
+            [first, ..] => Ok((*first).clone()),
+        }
     }
 
     fn answer<T>(&self, answer: T) -> Result<Response<T>, Status> {
@@ -166,7 +181,7 @@ impl Query for Service {
         };
         let sessions = self.0.sessions.iter().filter(wanted).take(request.limit as usize).cloned().collect();
         let behind = self.0.sessions.iter().any(|session| session.behind);
-        self.answer(v1::ListSessionsResponse { sessions, behind })
+        self.answer(v1::ListSessionsResponse { sessions, behind, ..Default::default() })
     }
 
     async fn get_session(&self, request: Request<v1::GetSessionRequest>) -> Result<Response<v1::Session>, Status> {
@@ -188,6 +203,7 @@ impl Query for Service {
     async fn replay(&self, request: Request<v1::ReplayRequest>) -> Result<Response<Self::ReplayStream>, Status> {
         use v1::replay_item::Body;
         let request = request.into_inner();
+        self.session(&request.session)?;
         let wanted = |item: &v1::ReplayItem| match &item.body {
             Some(Body::Input(_) | Body::Withheld(_)) => request.input,
             Some(Body::Command(_)) => request.commands,
@@ -198,7 +214,8 @@ impl Query for Service {
     }
 
     async fn events(&self, request: Request<v1::EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
-        let kinds = request.into_inner().kinds;
+        let v1::EventsRequest { kinds, session, .. } = request.into_inner();
+        self.session(&session)?;
         let wanted = |event: &&v1::RecordedEvent| kinds.is_empty() || kinds.iter().any(|kind| *kind == kind_of(event));
         self.stream(self.0.events.iter().filter(wanted).cloned().collect())
     }
@@ -219,6 +236,9 @@ impl Query for Service {
         let request = request.into_inner();
         if request.text.chars().count() < 3 {
             return Err(Status::invalid_argument("search for three characters or more"));
+        }
+        if !request.session.is_empty() {
+            self.session(&request.session)?;
         }
         let text = request.text.to_lowercase();
         let matching = |hit: &&v1::SearchHit| {

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use breakglass_api::v1;
 use tonic::Status;
 
 use crate::{
@@ -22,6 +23,31 @@ fn nothing_of_that_name() {
     let (code, message) = complained(&fake, "config.toml", &["replay", ID, "--terminal", "9"]);
     assert_eq!(code, 4);
     assert!(message.contains("there is no terminal 9; there are 1: pts/3"), "{message}");
+}
+
+#[test]
+fn a_session_on_several_hosts_is_asked_for_with_its_host_all_the_way() {
+    let mut answers = sample::answers();
+    let mine = sample::session();
+    answers.sessions =
+        vec![v1::Session { host_id: "other".into(), hostname: "other".into(), ..mine.clone() }, mine.clone()];
+    let fake = Fake::start(answers);
+    let target = fake.path().join("evidence.bge").display().to_string();
+    let with_host = format!("{}/{ID}", mine.hostname);
+    for args in [
+        &["show"][..],
+        &["show", "--follow"],
+        &["replay"],
+        &["events"],
+        &["search", "sudo", "--session"],
+        &["export", "--evidence", &target],
+    ] {
+        let (code, message) = complained(&fake, "config.toml", &[args, &[ID]].concat());
+        assert!(code != 0 && message.contains("may be on any of 2 hosts"), "{args:?}: {code} {message}");
+        let (code, message) = complained(&fake, "config.toml", &[args, &[&with_host]].concat());
+        assert!(!message.contains("may be on any"), "{args:?}: {code} {message}");
+        assert!(matches!(code, 0 | 4), "{args:?}: {code} {message}");
+    }
 }
 
 #[test]

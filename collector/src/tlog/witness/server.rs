@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::settings::Layout;
-use super::state::{Refusal, Witness};
+use super::state::{Refusal, Witness, ensure_kept};
 use crate::tlog::disk::OsDisk;
 use crate::tlog::http;
 use crate::tlog::note::KeyType;
@@ -38,8 +38,10 @@ impl WitnessServer {
         let layout = Layout::new(dir);
         let settings = layout.settings()?;
         let key = read_key(&layout.key(), KeyType::Cosignature)?;
-        let witness = Witness::open(Arc::new(OsDisk), &layout.state(), key, settings.keys()?)?;
+        ensure_kept(&OsDisk, &layout.state())?;
+        // First: a witness that still runs may cosign more, and what is read before that is signed twice.
         let lock = crate::settings::take_lock(&layout.state())?;
+        let witness = Witness::open(Arc::new(OsDisk), &layout.state(), key, settings.keys()?)?;
         let address = listen.unwrap_or(settings.listen);
         let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
         Ok(Self { witness: Arc::new(witness), listener, _lock: lock })
@@ -105,5 +107,33 @@ async fn checkpoint(State(witness): State<Arc<Witness>>, Path(hash): Path<String
     match witness.checkpoint(&hash) {
         Some(note) => ([(CONTENT_TYPE, TEXT), (CACHE_CONTROL, "public, max-age=1")], note).into_response(),
         None => (StatusCode::NOT_FOUND, "nothing of this log was cosigned\n").into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tlog::note::NoteKey;
+    use crate::tlog::witness::settings::{KnownLog, WitnessSettings};
+    use crate::tlog::witness::state::origin_hash;
+
+    #[tokio::test]
+    async fn what_was_cosigned_is_read_under_the_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = NoteKey::generate("log.example", KeyType::Note).unwrap();
+        let logs = vec![KnownLog { key: log.public().to_string(), origin: None }];
+        let settings = WitnessSettings { listen: "127.0.0.1:0".parse().unwrap(), logs };
+        let home = dir.path().join("w");
+        let layout = Layout::new(&home);
+        layout.create("w.example", &settings).unwrap();
+        let held = crate::settings::take_lock(&layout.state()).unwrap();
+        // As it may be found while another process is about to replace it.
+        std::fs::write(layout.state().join(origin_hash("log.example")), "half").unwrap();
+        let refused = async || format!("{:#}", WitnessServer::open(&home, None).await.err().unwrap());
+        let second = refused().await;
+        assert!(second.contains("another breakglass-collector"), "{second}");
+        drop(held);
+        let damaged = refused().await;
+        assert!(!damaged.contains("another breakglass-collector"), "{damaged}");
     }
 }

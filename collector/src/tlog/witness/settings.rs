@@ -8,7 +8,7 @@ use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 use signed_note::Verifier;
 
-use crate::pki::{create_private_dir, write_new, write_private};
+use crate::pki::{Owner, create_private_dir};
 use crate::tlog::note::{KeyType, NoteKey, VerifierKey};
 
 /// Logs that one witness can be told of.
@@ -91,10 +91,11 @@ impl Layout {
         let key = NoteKey::generate(name, KeyType::Cosignature)?;
         let config = toml::to_string(settings).context("cannot write the settings")?;
         create_private_dir(&self.root)?;
-        create_private_dir(&self.state())?;
-        write_private(&self.key(), &key.to_secret())?;
+        let owner = Owner::of(&self.root)?;
+        owner.create_private_dir(&self.state())?;
+        owner.write_private(&self.key(), &key.to_secret())?;
         // Last: with this file the folder is complete.
-        write_new(&self.config(), &config)?;
+        owner.write_new(&self.config(), &config)?;
         Ok(key)
     }
 

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use signed_note::Signature;
 use tlog_tiles::{EMPTY_HASH, check_tree};
 
-use crate::tlog::disk::{SharedDisk, replace};
+use crate::tlog::disk::{Disk, SharedDisk, replace};
 use crate::tlog::note::{NOTE_MAX, NoteKey, SignedCheckpoint, VerifierKey};
 use crate::tlog::request::{AddCheckpoint, REQUEST_MAX};
 
@@ -94,6 +94,17 @@ pub fn origin_hash(origin: &str) -> String {
     hex::encode(Sha256::digest(origin))
 }
 
+/// Refuses to go on without the folder of what was cosigned.
+pub fn ensure_kept(disk: &dyn Disk, state: &Path) -> anyhow::Result<()> {
+    ensure!(
+        disk.is_dir(state),
+        "{} is missing: a witness that has lost its state would cosign a rewritten log. \
+         Put it back, or make a new witness with another key",
+        state.display()
+    );
+    Ok(())
+}
+
 impl Witness {
     /// A witness with its state in folder `state`, which must exist.
     pub fn open(
@@ -102,12 +113,7 @@ impl Witness {
         key: NoteKey,
         logs: BTreeMap<String, Vec<VerifierKey>>,
     ) -> anyhow::Result<Self> {
-        ensure!(
-            disk.is_dir(state),
-            "{} is missing: a witness that has lost its state would cosign a rewritten log. \
-             Put it back, or make a new witness with another key",
-            state.display()
-        );
+        ensure_kept(disk.as_ref(), state)?;
         let mut known = BTreeMap::new();
         for (origin, keys) in logs {
             let path = state.join(origin_hash(&origin));

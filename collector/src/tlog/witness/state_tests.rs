@@ -3,7 +3,7 @@ use std::sync::Arc;
 use tlog_tiles::Hash;
 
 use super::*;
-use crate::tlog::disk::{Disk, create_dirs};
+use crate::tlog::disk::create_dirs;
 use crate::tlog::fake::FakeDisk;
 use crate::tlog::note::KeyType;
 use crate::tlog::tree::Tree;

@@ -7,7 +7,7 @@ use breakglass_api::v1::{self, replay_item::Body};
 use clap::Args;
 use tonic::Streaming;
 
-use super::{Desk, NOTHING_FOUND, client::Client};
+use super::{Desk, NOTHING_FOUND, client::Client, exact};
 use crate::{
     config::Config,
     print::{Options, Printer, bytes, counted, note, safe, short_id},
@@ -41,7 +41,7 @@ Examples:
   breakglass replay 5f2c9a1e --raw > screen.bytes
   breakglass replay 5f2c9a1e --asciicast > session.cast && asciinema play session.cast")]
 pub struct ReplayArgs {
-    /// The session: its id, or an unambiguous end or beginning of it.
+    /// The session: its id, or an unambiguous end or beginning of it; HOST/ID where several hosts have it.
     session: String,
     /// Standard output and error without a terminal (`ssh host command`, scp, sftp). Without: where there is no terminal. Into a pipe
     /// or file, and with --raw, standard output alone.
@@ -92,7 +92,7 @@ pub async fn run(args: &ReplayArgs, config: &Config, options: &Options) -> Resul
         return Ok(NOTHING_FOUND);
     }
     let request = v1::ReplayRequest {
-        session: session.id.clone(),
+        session: exact(&args.session, &session),
         terminal: choose(args, &session)?,
         input: args.input,
         commands: args.commands || args.asciicast,

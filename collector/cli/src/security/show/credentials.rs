@@ -16,13 +16,13 @@ const NAME: usize = 13;
 /// Columns in front of a line with a mark.
 const MARKED: usize = 6;
 
-/// Asks for it and prints it; of a session that is open there is nothing to print.
-pub(super) async fn show(desk: &mut Desk, session: &v1::Session) -> Result<()> {
+/// Asks for it by the name of the session and prints it; of a session that is open there is nothing to print.
+pub(super) async fn show(desk: &mut Desk, session: &v1::Session, name: &str) -> Result<()> {
     if session.closed_ns == 0 {
         return Ok(());
     }
     let request = v1::EventsRequest {
-        session: session.id.clone(),
+        session: name.to_owned(),
         kinds: vec!["credentials_rotated".to_owned()],
         ..v1::EventsRequest::default()
     };

@@ -10,7 +10,7 @@ use breakglass_api::v1::{self, event::Body};
 use clap::Args;
 use tonic::{Status, Streaming};
 
-use super::{ASK_EVERY, Desk, client::Client};
+use super::{ASK_EVERY, Desk, client::Client, exact};
 use crate::{
     config::Config,
     print::{Options, note},
@@ -48,7 +48,7 @@ Examples:
   breakglass show 5f2c9a1e --follow --witness
   breakglass show 5f2c9a1e --json | jq -c 'select(.type == \"command\") | .exec.argv'")]
 pub struct ShowArgs {
-    /// The session: its id, or an unambiguous end or beginning of it.
+    /// The session: its id, or an unambiguous end or beginning of it; HOST/ID where several hosts have it.
     session: String,
     /// Go on as commands are run, until the session is closed.
     #[arg(long, short)]
@@ -78,14 +78,15 @@ pub async fn run(args: &ShowArgs, config: &Config, options: &Options) -> Result<
     }
     desk.printer.flush()?;
     let mut timeline = Timeline::new(args, &session, follow);
-    let view = View { session: &session, all: args.all, witness: args.witness, follow };
+    let name = exact(&args.session, &session);
+    let view = View { session: &session, name: &name, all: args.all, witness: args.witness, follow };
     view.run(&mut desk, &mut timeline).await?;
     timeline.end(&mut desk.printer)?;
     desk.printer.flush()?;
     if follow {
-        session = compared(&mut desk, session).await?;
+        session = compared(&mut desk, &name).await?;
     }
-    credentials::show(&mut desk, &session).await?;
+    credentials::show(&mut desk, &session, &name).await?;
     if !desk.printer.is_json() {
         left::print(&mut desk.printer, &session, args.all)?;
     } else if follow {
@@ -96,10 +97,10 @@ pub async fn run(args: &ShowArgs, config: &Config, options: &Options) -> Result<
 }
 
 /// The session as it is after its close, with what it left behind if that comes soon.
-async fn compared(desk: &mut Desk, mut session: v1::Session) -> Result<v1::Session> {
+async fn compared(desk: &mut Desk, name: &str) -> Result<v1::Session> {
     let until = Instant::now() + COMPARING;
     loop {
-        session = desk.session(&session.id).await?;
+        let session = desk.session(name).await?;
         if session.compared || session.closed_ns == 0 || Instant::now() > until {
             return Ok(session);
         }
@@ -122,6 +123,8 @@ struct Past {
 /// What is shown of a session below its header.
 struct View<'a> {
     session: &'a v1::Session,
+    /// How the collector finds it.
+    name: &'a str,
     all: bool,
     witness: bool,
     follow: bool,
@@ -231,7 +234,7 @@ impl View<'_> {
     }
 
     async fn commands(&self, client: &mut Client) -> Result<Streaming<v1::Command>> {
-        let request = v1::ListCommandsRequest { session: self.session.id.clone(), after: 0, follow: self.follow };
+        let request = v1::ListCommandsRequest { session: self.name.to_owned(), after: 0, follow: self.follow };
         let answer = client.query.list_commands(request).await;
         Ok(answer.map_err(|status| client.explain(&status))?.into_inner())
     }
@@ -240,7 +243,7 @@ impl View<'_> {
         let witness = (self.witness || self.follow || self.session.witnessed > 0).then_some("exec");
         let actions = actions::KINDS.iter().filter(|_| self.all).copied();
         let kinds = timeline::NOTICES.into_iter().chain(witness).chain(actions).map(str::to_owned).collect();
-        let session = self.session.id.clone();
+        let session = self.name.to_owned();
         let request = v1::EventsRequest { session, follow, kinds, ..v1::EventsRequest::default() };
         let answer = client.query.events(request).await;
         Ok(answer.map_err(|status| client.explain(&status))?.into_inner())
