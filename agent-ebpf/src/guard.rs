@@ -34,6 +34,8 @@ const KNOBS_MAX: u32 = 512;
 const OWNED_MAX: u32 = 1024;
 /// Disks and their parts below the agent's files.
 const DEVICES_MAX: u32 = 64;
+/// Mounts on the agent's paths; about ten.
+const PASSED_MAX: u32 = 1024;
 /// Folders above a file that are looked at; the agent's own are four deep.
 const CLIMB_MAX: u32 = 12;
 
@@ -46,6 +48,9 @@ static OWNED: HashMap<u64, u32> = HashMap::with_max_entries(OWNED_MAX, 0);
 /// Keyed by device, kernel encoding.
 #[map]
 static DEVICES: HashMap<u32, u32> = HashMap::with_max_entries(DEVICES_MAX, 0);
+/// `GUARD_` bits of the mounts that the agent's paths pass, keyed by their numbers.
+#[map]
+static PASSED: HashMap<u32, u32> = HashMap::with_max_entries(PASSED_MAX, 0);
 
 /// What a hook returns to let the kernel go on.
 pub const ALLOW: i32 = 0;
@@ -101,11 +106,23 @@ impl Actor {
     /// Who runs now. `None` for the agent, and where programs of another load judge.
     #[inline(always)]
     pub fn current() -> Option<Self> {
-        let mut found = Found { who: Identity { tgid: 0, tid: 0, start_ns: 0 }, slot: 0, tagged: 0, open: 0, reserved: 0 };
+        let mut found =
+            Found { who: Identity { tgid: 0, tid: 0, start_ns: 0 }, slot: 0, tagged: 0, open: 0, reserved: 0 };
         if guard_actor(&mut found) == 0 {
             return None;
         }
         Some(Self { who: found.who, slot: found.slot, tagged: found.tagged != 0, open: found.open != 0 })
+    }
+
+    /// The agent itself, in whose name somebody may act, while a session is open.
+    #[inline(always)]
+    pub fn agent() -> Option<Self> {
+        let slot = scope::open_slot();
+        let who = Task::current().identity();
+        if slot == 0 || !life::is_agent(who) || !scope::works_at_functions() {
+            return None;
+        }
+        Some(Self { who, slot, tagged: false, open: true })
     }
 
     /// Tells the attempt.
@@ -236,6 +253,12 @@ impl Place {
         self.rule(open, GUARD_FILE | GUARD_TREE | GUARD_WAY)
     }
 
+    /// Whether it holds what is guarded itself, and does not just lead there.
+    #[inline(always)]
+    pub fn holds(self) -> bool {
+        self.own & (GUARD_FILE | GUARD_TREE) != 0 || self.above & GUARD_TREE != 0
+    }
+
     /// Against what is done to something that has one of these bits, or lies below a guarded tree.
     #[inline(always)]
     fn rule(self, open: bool, own: u32) -> Option<Rule> {
@@ -308,7 +331,20 @@ fn look_up(dentry: u64) -> Option<Place> {
     if steps < 0 {
         fault::count(Site::Loop, steps);
     }
+    if any & (GUARD_TREE | GUARD_SECRET) != 0 && is_adrift(climb.dentry, sb) {
+        climb.above |= GUARD_TREE | GUARD_SECRET;
+    }
     Some(Place { own, folder: climb.folder, above: climb.above })
+}
+
+/// Whether a climb ended without reaching the root of its file system: the file was opened by a handle (`open_by_handle_at`), and may lie
+/// anywhere. The kernel's own threads serve files like that (NFS).
+#[inline(always)]
+fn is_adrift(top: u64, sb: u64) -> bool {
+    word(top + offset!(dentry_parent) as u64) == top
+        && word(sb + offset!(sb_root) as u64) != top
+        && scope::open_slot() != 0
+        && follow(Task::current().address(), offset!(task_mm)).is_some()
 }
 
 /// One folder up. 1 ends the climb.
@@ -365,13 +401,16 @@ pub fn knob(magic: u64, dentry: u64, in_any_folder: bool) -> Option<u32> {
 /// Whether a unit of the agent's is about to be made or changed in a folder of systemd's.
 #[inline(always)]
 pub fn is_unit(place: Place, dentry: u64) -> bool {
-    /// `breakgla`, little-endian.
+    /// Little-endian: how the agent's begin, and the folder of what counts for every service.
     const PREFIX: u64 = u64::from_le_bytes(*b"breakgla");
+    const ALL: u64 = u64::from_le_bytes(*b"service.");
+    const ALL_END: u32 = u32::from_le_bytes(*b"e.d\0");
     if place.folder & GUARD_UNITS == 0 {
         return false;
     }
     let Some(name) = pointer(dentry, offset!(dentry_name)) else { return false };
-    word(name) == PREFIX
+    let begin = word(name);
+    begin == PREFIX || (begin == ALL && half(name + 6) == ALL_END)
 }
 
 /// Whether a map or program is the agent's.
@@ -393,6 +432,28 @@ pub fn is_device(rdev: u32) -> bool {
     unsafe { DEVICES.get(&rdev) }.is_some()
 }
 
+/// `GUARD_` bits of a `struct vfsmount` as one that the agent's paths pass; 0 for any other.
+#[inline(always)]
+pub fn passed(mount: u64) -> u32 {
+    let number = half(mount - offset!(mount_mnt) as u64 + offset!(mount_id) as u64);
+    unsafe { PASSED.get(&number) }.copied().unwrap_or(0)
+}
+
+/// `GUARD_` bits of the folder that a `struct vfsmount` is mounted on.
+#[inline(always)]
+pub fn mountpoint_bits(mount: u64) -> u32 {
+    let whole = mount - offset!(mount_mnt) as u64;
+    let Some(dentry) = pointer(whole, offset!(mount_mountpoint)) else { return 0 };
+    let Some(sb) = pointer(dentry, offset!(dentry_sb)) else { return 0 };
+    inode_bits(half(sb + offset!(sb_dev) as u64), word(dentry + offset!(dentry_inode) as u64))
+}
+
+/// Whether what happens to the mounts on a `struct vfsmount` spreads.
+#[inline(always)]
+pub fn spreads(mount: u64) -> bool {
+    is_shared(mount - offset!(mount_mnt) as u64)
+}
+
 /// Whether a `struct vfsmount` is in the agent's mount namespace.
 #[inline(always)]
 pub fn is_agents_mount(mount: u64) -> bool {
@@ -404,7 +465,7 @@ pub fn is_agents_mount(mount: u64) -> bool {
 /// Whether what is mounted on a `struct vfsmount` may appear in the agent's mount namespace: it is in it, or mounts on it spread.
 #[inline(always)]
 pub fn reaches_agent(mount: u64) -> bool {
-    is_agents_mount(mount) || is_shared(mount - offset!(mount_mnt) as u64)
+    is_agents_mount(mount) || spreads(mount)
 }
 
 /// Whether it lies on a mount on which mounts and unmounts spread.

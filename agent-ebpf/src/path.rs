@@ -16,7 +16,7 @@ use crate::{
 /// Most components and mount points of a path; 4,096 bytes hold at most 2,048 one-letter names, which nobody means.
 const STEPS_MAX: u32 = 512;
 /// Longest path that is kept, bytes.
-const PATH_MAX: u64 = 4000;
+pub const PATH_MAX: u64 = 4000;
 /// Longest name, `NAME_MAX`.
 const NAME_MAX: u64 = 255;
 /// Positions in the tail of a record.

@@ -29,6 +29,8 @@ const MASTER_MAJORS: core::ops::RangeInclusive<u32> = 128..=135;
 const ISIG: u32 = 0x1;
 const ICANON: u32 = 0x2;
 const ECHO: u32 = 0x8;
+const INLCR: u32 = 0x40;
+const ICRNL: u32 = 0x100;
 
 #[map]
 static TERMINALS: HashMap<u64, Terminal> = HashMap::with_max_entries(TERMINALS_MAX, 0);
@@ -140,12 +142,25 @@ fn leader(slave: u64) -> Leader {
     Leader::Tagged(slot)
 }
 
-/// Whether what is typed now must not be kept: the program echoes nothing and reads lines (a password prompt), or echoes
-/// nothing and takes raw bytes (the outer end of a nest of terminals, whose inner end is the record).
+/// Whether what is typed now must not be kept: the program echoes nothing and
+///
+/// - reads lines (a password prompt), or
+/// - takes raw bytes (the outer end of a nest of terminals, whose inner end is the record), or
+/// - takes single keys and still has Enter made a newline (a password prompt that shows an asterisk for each key: sudo's `pwfeedback`,
+///   sudo-rs, systemd-ask-password).
+///
+/// Line editors, whose keys are kept, tell Enter from newline: readline and fish clear `ICRNL`, zsh and libedit swap the two by `INLCR`.
 #[inline(always)]
 pub fn hides_input(slave: u64) -> Option<bool> {
     let modes: u32 = peek(slave, offset!(tty_lflag), Site::ReadTerminal)?;
-    Some(modes & ECHO == 0 && (modes & ICANON != 0 || modes & ISIG == 0))
+    if modes & ECHO != 0 {
+        return Some(false);
+    }
+    if modes & ICANON != 0 || modes & ISIG == 0 {
+        return Some(true);
+    }
+    let modes: u32 = peek(slave, offset!(tty_iflag), Site::ReadTerminal)?;
+    Some(modes & (ICRNL | INLCR) == ICRNL)
 }
 
 /// At the exit of a call that may have changed the modes of a terminal, or that read what it shows, a prompt perhaps: whatever was missed until

@@ -350,6 +350,7 @@ fn status_json(status: &Status) -> serde_json::Value {
         "acked_boot_ns": status.acked_boot_ns,
         "collector_connected": status.collector_connected,
         "collector_error": (!status.collector_error.is_empty()).then_some(&status.collector_error),
+        "door_error": (!status.door_error.is_empty()).then_some(&status.door_error),
         "records": status.records,
         "missing": status.missing,
     })
@@ -376,6 +377,9 @@ fn status_text(status: &Status) -> String {
         line("reason", status.reason.escape_debug().to_string());
         line("remaining", humantime::format_duration(Duration::from_secs(status.remaining_seconds)).to_string());
         line("processes", status.live_processes.to_string());
+    }
+    if !status.door_error.is_empty() {
+        line("TLS", format!("CLOSED: {}", status.door_error));
     }
     line("frames", format!("{} durable, {} acknowledged", status.last_seq, status.acked_seq));
     line("spool", format!("{} frames, {} bytes", status.spool_frames, status.spool_bytes));

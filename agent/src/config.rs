@@ -16,6 +16,7 @@ use crate::{
         quorum::COSIGNATURES_MAX,
     },
     notice::settings::Notices,
+    regular,
 };
 
 /// Where the file is looked for when none is named.
@@ -26,6 +27,12 @@ pub const TTL_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
 /// Longest window of a prepared grant that a configuration may allow.
 pub const PREPARED_LIMIT: Duration = Duration::from_secs(90 * 24 * 3600);
+
+/// Longest configuration, bytes.
+const SIZE_LIMIT: u64 = 1 << 20;
+
+/// What lifetimes are counted in: less than one is none.
+const SECOND: Duration = Duration::from_secs(1);
 
 /// Most people whose signatures can be asked for: one asks and the others consent.
 const SIGNERS_MAX: usize = COSIGNATURES_MAX + 1;
@@ -381,8 +388,8 @@ pub enum ConfigError {
 impl Config {
     /// Reads and checks a file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = regular::read_to_string(path, SIZE_LIMIT)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         Self::parse(path, &text)
     }
 
@@ -398,11 +405,12 @@ impl Config {
         if self.account.name.is_empty() || self.account.name == "root" {
             return Err(("account.name", "must name an account of its own, not root".into()));
         }
-        if self.grant.max_ttl > TTL_LIMIT || self.grant.max_ttl.is_zero() {
-            return Err(("grant.max_ttl", "must be above zero and at most 24h".into()));
+        // Sessions are counted in whole seconds.
+        if self.grant.max_ttl > TTL_LIMIT || self.grant.max_ttl < SECOND {
+            return Err(("grant.max_ttl", "must be at least 1s and at most 24h".into()));
         }
-        if self.grant.default_ttl > self.grant.max_ttl || self.grant.default_ttl.is_zero() {
-            return Err(("grant.default_ttl", "must be above zero and at most grant.max_ttl".into()));
+        if self.grant.default_ttl > self.grant.max_ttl || self.grant.default_ttl < SECOND {
+            return Err(("grant.default_ttl", "must be at least 1s and at most grant.max_ttl".into()));
         }
         if let Err(why) = TicketPattern::new(&self.grant.ticket_pattern) {
             return Err(("grant.ticket_pattern", why));
@@ -410,14 +418,19 @@ impl Config {
         if !(1..=SIGNERS_MAX).contains(&self.grant.required_signers) {
             return Err(("grant.required_signers", format!("must be from 1 to {SIGNERS_MAX}")));
         }
-        if self.grant.max_key_lifetime.is_some_and(|longest| longest.is_zero()) {
+        if self.grant.max_key_lifetime.is_some_and(|longest| longest < SECOND) {
             return Err((
                 "grant.max_key_lifetime",
-                "must be above zero; leave it out to take keys that never end".into(),
+                "must be at least 1s; leave it out to take keys that never end".into(),
             ));
         }
-        if self.grant.prepared_max > PREPARED_LIMIT {
-            return Err(("grant.prepared_max", "must be at most 90days; 0s takes no prepared grants".into()));
+        if self.grant.prepared_max > PREPARED_LIMIT
+            || (!self.grant.prepared_max.is_zero() && self.grant.prepared_max < SECOND)
+        {
+            return Err((
+                "grant.prepared_max",
+                "must be at least 1s and at most 90days, or 0s to take no prepared grants".into(),
+            ));
         }
         self.notice.check()?;
         if let Some(collector) = &self.collector {
@@ -427,12 +440,23 @@ impl Config {
             if let Some(url) = collector.urls.iter().find(|url| !url.starts_with("https://")) {
                 return Err(("collector.urls", format!("{url:?} must begin with https://")));
             }
+            if let Some(url) = collector.urls.iter().find(|url| !names_a_host(url)) {
+                return Err(("collector.urls", format!("{url:?} must be of the form https://name:port")));
+            }
+            if collector.server_name.is_empty() {
+                return Err(("collector.server_name", "must be a name; leave it out for \"collector\"".into()));
+            }
         }
-        if self.spool.segment_bytes < 1 << 20 || self.spool.max_bytes < 4 * self.spool.segment_bytes {
-            return Err((
-                "spool.max_bytes",
-                "must hold at least four segments, and spool.segment_bytes must be 1MiB or more".into(),
-            ));
+        if self.account.ssh_port == 0 {
+            return Err(("account.ssh_port", "must be the port of this host's sshd, 22 for most".into()));
+        }
+        self.check_spool()?;
+        if self.kernel.minimum_tier > self.kernel.maximum_tier {
+            let message = format!(
+                "{} is above kernel.maximum_tier, {}, so that the glass could never be broken; lower it, or raise the other",
+                self.kernel.minimum_tier, self.kernel.maximum_tier
+            );
+            return Err(("kernel.minimum_tier", message));
         }
         for (key, ring) in [
             ("kernel.audit_ring", self.kernel.audit_ring),
@@ -445,6 +469,24 @@ impl Config {
         }
         Ok(())
     }
+
+    fn check_spool(&self) -> Result<(), (&'static str, String)> {
+        if self.spool.segment_bytes < 1 << 20 {
+            return Err(("spool.segment_bytes", "must be 1MiB or more".into()));
+        }
+        // A segment so large that four cannot be counted does not fit either.
+        if self.spool.segment_bytes.checked_mul(4).is_none_or(|four| self.spool.max_bytes < four) {
+            return Err((
+                "spool.max_bytes",
+                "must hold at least four segments of spool.segment_bytes; raise it or lower that".into(),
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn names_a_host(url: &str) -> bool {
+    url.parse::<hyper::Uri>().is_ok_and(|url| url.host().is_some_and(|host| !host.is_empty()))
 }
 
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
@@ -475,58 +517,4 @@ fn parse_size(text: &str) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(text: &str) -> Result<Config, String> {
-        Config::parse(Path::new("agent.toml"), text).map_err(|e| e.to_string())
-    }
-
-    #[test]
-    fn nothing_set_is_all_defaults() {
-        assert_eq!(parse("").unwrap(), Config::default());
-    }
-
-    #[test]
-    fn an_unknown_key_is_refused_with_file_line_and_key() {
-        let message = parse("[grant]\nmax_ttl = \"1h\"\nmax_tll = \"2h\"\n").unwrap_err();
-        assert!(message.contains("agent.toml"), "{message}");
-        assert!(message.contains("line 3"), "{message}");
-        assert!(message.contains("max_tll"), "{message}");
-    }
-
-    #[test]
-    fn values_out_of_bounds_name_their_key() {
-        for (text, key) in [
-            ("[grant]\nmax_ttl = \"25h\"", "grant.max_ttl"),
-            ("[grant]\ndefault_ttl = \"2h\"", "grant.default_ttl"),
-            ("[grant]\nticket_pattern = \"(\"", "grant.ticket_pattern"),
-            ("[grant]\nrequired_signers = 0", "grant.required_signers"),
-            ("[grant]\nrequired_signers = 9", "grant.required_signers"),
-            ("[grant]\nmax_key_lifetime = \"0s\"", "grant.max_key_lifetime"),
-            ("[grant]\nmax_key_lifetime = \"long\"", "max_key_lifetime"),
-            ("[grant]\nprepared_max = \"91days\"", "grant.prepared_max"),
-            ("[grant]\nsources = [\"10.0.0.0/40\"]", "sources"),
-            ("[account]\nname = \"root\"", "account.name"),
-            ("[collector]\nurls = []", "collector.urls"),
-            ("[collector]\nurls = [\"http://x:1\"]", "collector.urls"),
-            ("[notice]\nsyslog = 1", "syslog"),
-            ("[notice.webhook]\nurl = \"https://x\"", "secret"),
-            ("[notice.webhook]\nurl = \"http://x\"\nsecret = \"/s\"", "notice.webhook.url"),
-            ("[kernel]\nbulk_ring = \"3MiB\"", "kernel.bulk_ring"),
-            ("[spool]\nmax_bytes = \"8MiB\"", "spool.max_bytes"),
-        ] {
-            let message = parse(text).unwrap_err();
-            assert!(message.contains(key), "{text}: {message}");
-        }
-    }
-
-    #[test]
-    fn sizes() {
-        assert_eq!(parse_size("16MiB"), Some(16 << 20));
-        assert_eq!(parse_size("12"), Some(12));
-        for bad in ["", "MiB", "1 MB", "-1KiB", "99999999999GiB", "1.5GiB"] {
-            assert_eq!(parse_size(bad), None, "{bad}");
-        }
-    }
-}
+mod tests;

@@ -26,7 +26,9 @@ use crate::{
     identity,
     kernel::{self, Belongings, Health, Kernel, KernelInfo, Reader},
     notice::{Notices, Origin},
+    procfs,
     recorder::{self, Recorder, source::EventSource},
+    regular,
     session::{
         backstop::Backstop,
         host::Host,
@@ -60,6 +62,8 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(25);
 
 /// How long a stop waits for notices to go out.
 const NOTICE_LIMIT: Duration = Duration::from_secs(2);
+/// How long calls that block may take to end when everything else has.
+const RUNTIME_LIMIT: Duration = Duration::from_secs(2);
 /// How often the spool is looked at for being full.
 const SPOOL_LOOK: Duration = Duration::from_millis(200);
 
@@ -68,11 +72,21 @@ const SPOOL_LOOK: Duration = Duration::from_millis(200);
 const DISK_ANSWERS: Duration = Duration::from_secs(5);
 
 /// Folders of systemd's units, and the agent's units.
-const UNIT_FOLDERS: [&str; 4] =
-    ["/etc/systemd/system", "/usr/lib/systemd/system", "/usr/local/lib/systemd/system", "/lib/systemd/system"];
+const UNIT_FOLDERS: [&str; 7] = [
+    "/etc/systemd/system",
+    "/etc/systemd/system.control",
+    "/run/systemd/system",
+    "/run/systemd/system.control",
+    "/usr/lib/systemd/system",
+    "/usr/local/lib/systemd/system",
+    "/lib/systemd/system",
+];
 const UNITS: [&str; 2] = ["breakglass-agent.service", "breakglass-lock.service"];
 /// What else the package brings that decides over logins.
 const OTHER_FILES: [&str; 2] = ["/etc/ssh/sshd_config.d/00-breakglass.conf", "/usr/share/pam-configs/breakglass"];
+
+/// Lines of the log that wait for a reader.
+const LOG_LINES: usize = 1024;
 
 /// Exit code by which the unit knows not to start the agent again; `RestartPreventExitStatus=` there.
 const STOPPED: u8 = 100;
@@ -83,23 +97,27 @@ const INSTANCE_LOCK: &str = "agent.lock";
 /// Runs until SIGTERM or SIGINT.
 pub fn run(path: &Path) -> anyhow::Result<ExitCode> {
     sys::share_heaps();
-    log_to_stderr();
+    let _logging = log_to_stderr();
     let config = Config::load(path)?;
     if !nix::unistd::geteuid().is_root() {
         bail!("the agent must run as root: it changes the shadow file and loads kernel programs");
     }
+    procfs::hold().context("procfs cannot be read")?;
     prepare_folders(&config)?;
     let _instance = only_instance(&config.host.runtime)?;
     let account = Account::find(&config.account, &config.host.runtime)?;
     // Before anything that takes time or can fail.
     account.lock().context("the emergency account could not be locked at start")?;
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(BLOCKING_THREADS)
         .enable_all()
         .build()
-        .context("cannot start the runtime")?
-        .block_on(serve(path, config, account))
+        .context("cannot start the runtime")?;
+    let ended = runtime.block_on(serve(path, config, account));
+    // A call that waits for a disk that does not answer must not keep the agent from ending.
+    runtime.shutdown_timeout(RUNTIME_LIMIT);
+    ended
 }
 
 /// Everything that runs.
@@ -124,10 +142,15 @@ async fn serve(path: &Path, config: Config, account: Account) -> anyhow::Result<
     tracing::info!(control = ?parts.control.address(), "ready");
     // Fails where systemd did not start us; nobody waits for it then.
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
+    let mut lost = parts.recorder.lost_disk();
     let (reason, code) = loop {
         let reason = tokio::select! {
             _ = terminate.recv() => "SIGTERM",
             _ = interrupt.recv() => "SIGINT",
+            // With nothing taken down: the next agent takes over what the rings hold, an open session, and a spool in memory.
+            Ok(why) = lost.wait_for(Option::is_some), if is_started_again() => {
+                bail!("the disk of the spool is lost, the agent starts anew with its record in memory: {}", why.as_deref().unwrap_or_default())
+            }
             Some(reason) = parts.stop.recv() => break (reason, asked_code()),
         };
         if may_stop(&parts, reason).await {
@@ -141,8 +164,12 @@ async fn serve(path: &Path, config: Config, account: Account) -> anyhow::Result<
 
 /// How a stop that was asked for ends. The unit starts the agent again whatever happened, but for this code.
 fn asked_code() -> ExitCode {
-    // systemd sets it for everything that it starts.
-    if std::env::var_os("INVOCATION_ID").is_some() { ExitCode::from(STOPPED) } else { ExitCode::SUCCESS }
+    if is_started_again() { ExitCode::from(STOPPED) } else { ExitCode::SUCCESS }
+}
+
+/// Whether somebody starts the agent again when it ends: systemd sets this for everything that it starts.
+fn is_started_again() -> bool {
+    std::env::var_os("INVOCATION_ID").is_some()
 }
 
 async fn start(path: &Path, config: Config, account: Account) -> anyhow::Result<Parts> {
@@ -170,7 +197,8 @@ async fn start(path: &Path, config: Config, account: Account) -> anyhow::Result<
     let manager = Manager::new(host, recorder.clone(), intents);
     let notices = start_notices(&config, &recorder, &host_id, &host_name).await;
     if let Some(health) = health {
-        tokio::spawn(watch_spool(Arc::clone(&health), recorder.clone(), reader.another(), config.spool.max_bytes));
+        let max_bytes = if volatile.is_some() { memory::LIMITS.max_bytes } else { config.spool.max_bytes };
+        tokio::spawn(watch_spool(Arc::clone(&health), recorder.clone(), reader.another(), max_bytes));
         tokio::spawn(attend(health, manager.clone(), recorder.clone()));
     }
     announce(&recorder, &info, &host_name, boot_id).await;
@@ -260,7 +288,8 @@ async fn watch_spool(health: Arc<Health>, recorder: Recorder, spool: SpoolReader
         let was = std::mem::replace(&mut silent, recorder.unanswered() > DISK_ANSWERS);
         if silent && !was {
             tracing::error!(
-                "the disk of the spool has not answered for {DISK_ANSWERS:?}; what is recorded is in memory only"
+                "nothing that is recorded became durable for {DISK_ANSWERS:?}: the disk of the spool does not answer, or something else holds \
+                 the recorder up; what is recorded is in memory only"
             );
         }
         health.set_spool_full(silent || recorder.stats().last_error.is_some() || waiting > max_bytes / 16 * 15);
@@ -547,20 +576,23 @@ fn prepare_folders(config: &Config) -> anyhow::Result<()> {
 
 fn only_instance(runtime: &Path) -> anyhow::Result<Flock<fs::File>> {
     let path = runtime.join(INSTANCE_LOCK);
-    let file = fs::File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .with_context(|| format!("cannot open {}", path.display()))?;
+    let file = regular::open_lock(&path).with_context(|| format!("cannot open {}", path.display()))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock)
         .map_err(|(_, error)| error)
         .with_context(|| format!("another agent holds {}; stop it first", path.display()))
 }
 
-fn log_to_stderr() {
+/// Logs by a thread of its own, until what this gives is dropped. Whoever reads the log may stop reading, by the wish of a session's root at
+/// that: then lines are lost, and nothing waits.
+fn log_to_stderr() -> tracing_appender::non_blocking::WorkerGuard {
     let filter = tracing_subscriber::EnvFilter::try_from_env("BREAKGLASS_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     // The journal stamps lines itself.
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let (writer, guard) = tracing_appender::non_blocking::NonBlockingBuilder::default()
+        .buffered_lines_limit(LOG_LINES)
+        .lossy(true)
+        .thread_name("log")
+        .finish(std::io::stderr());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_target(false).init();
+    guard
 }

@@ -8,6 +8,11 @@ use std::{
 
 use uuid::Uuid;
 
+use crate::regular;
+
+/// Largest file with an id, bytes; more than any has.
+const FILE_MAX: u64 = 4096;
+
 /// The kernel's id of this boot, `/proc/sys/kernel/random/boot_id`, `random(4)`.
 pub fn boot_id() -> io::Result<[u8; 16]> {
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
@@ -31,7 +36,8 @@ pub fn host_id(enrolment: &Path, state: &Path) -> io::Result<String> {
 }
 
 fn read(path: &Path) -> io::Result<String> {
-    let text = fs::read_to_string(path)?;
+    let text = regular::read_to_string(path, FILE_MAX)
+        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
     Uuid::parse_str(text.trim()).map(|id| id.to_string()).map_err(|error| {
         io::Error::new(io::ErrorKind::InvalidData, format!("{} does not hold a host id: {error}", path.display()))
     })
@@ -67,6 +73,9 @@ mod tests {
         fs::write(enrolment.path().join("host-id"), "web1").unwrap();
         let error = host_id(enrolment.path(), state.path()).unwrap_err().to_string();
         assert!(error.contains("host-id"), "{error}");
+        regular::tests::trap(&enrolment.path().join("host-id"));
+        let error = regular::tests::untrapped(move || host_id(enrolment.path(), state.path())).unwrap_err();
+        assert!(error.to_string().contains("not a regular file"), "{error}");
     }
 
     #[test]

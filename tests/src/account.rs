@@ -44,11 +44,11 @@ pub const PROMPT: &str = "glass\\$ ";
 /// [`PROMPT`] as it appears on the terminal.
 pub const PROMPT_SHOWN: &str = "glass$ ";
 
-/// Lets `account` use `sudo` for everything after the given password.
+/// Lets `account` use `sudo` for everything after the given password, with these `Defaults` of sudoers.
 ///
 /// The account's own password belongs to the agent, and root's must not be touched. So this account's sudo gets a PAM service of
 /// its own, whose authentication compares what was typed with a file; prompt, terminal modes and everything else are sudo's.
-pub fn allow_sudo(run: &Run, account: &Account, password: &str, own_terminal: bool) -> Result<()> {
+pub fn allow_sudo(run: &Run, account: &Account, password: &str, defaults: &str) -> Result<()> {
     let folder = run.make("sudo", 0o700)?;
     let (secret, check) = (folder.join("password"), folder.join("check"));
     fs::write(&secret, format!("{password}\n"))?;
@@ -75,9 +75,8 @@ pub fn allow_sudo(run: &Run, account: &Account, password: &str, own_terminal: bo
     fs::write(&service, format!("#%PAM-1.0\n{auth}{}", rest.concat()))?;
 
     let name = &account.name;
-    let terminal = if own_terminal { "use_pty" } else { "!use_pty" };
     let rule = format!(
-        "Defaults:{name} pam_service={name}, pam_login_service={name}, !lecture, {terminal}\n{name} ALL=(ALL:ALL) ALL\n"
+        "Defaults:{name} pam_service={name}, pam_login_service={name}, !lecture, {defaults}\n{name} ALL=(ALL:ALL) ALL\n"
     );
     put_rule(run, account, &rule)
 }

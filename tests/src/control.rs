@@ -11,7 +11,7 @@ use breakglass_api::{
     CONTROL_MESSAGE_MAX,
     v1::{
         Challenge, ChallengeRequest, CloseRequest, Closed, ControlRequest, ControlResponse, OpenRequest, Opened,
-        Refused, Status, StatusRequest, control_request, control_response,
+        Refused, Status, StatusRequest, StopRequest, Stopping, control_request, control_response,
     },
 };
 use prost::Message;
@@ -79,6 +79,15 @@ impl<S: Read + Write> Control<S> {
         match self.ask(control_request::Body::Close(CloseRequest::default()))? {
             control_response::Body::Closed(closed) => Ok(closed),
             other => bail!("not closed: {other:?}"),
+        }
+    }
+
+    /// Asks the agent to stop, as root on the host.
+    pub fn stop(&mut self, reason: &str, force: bool) -> Result<Result<Stopping, Refused>> {
+        match self.ask(control_request::Body::Stop(StopRequest { reason: reason.to_owned(), force }))? {
+            control_response::Body::Stopping(stopping) => Ok(Ok(stopping)),
+            control_response::Body::Refused(refused) => Ok(Err(refused)),
+            other => bail!("neither stopping nor refused: {other:?}"),
         }
     }
 

@@ -38,8 +38,8 @@ pub struct Options {
     pub gate: bool,
     /// Password that `sudo` asks the emergency account for; none: no sudo.
     pub sudo_password: Option<String>,
-    /// Whether `sudo` puts commands into a terminal of their own.
-    pub sudo_own_terminal: bool,
+    /// `Defaults` of sudoers for it: whether `sudo` puts commands into a terminal of their own, and shows asterisks.
+    pub sudo_defaults: &'static str,
     /// Whether the emergency account may use `sudo` without any password.
     pub sudo_freely: bool,
     /// Longest session that policy allows.
@@ -74,7 +74,7 @@ impl Default for Options {
             pam: true,
             gate: false,
             sudo_password: None,
-            sudo_own_terminal: false,
+            sudo_defaults: "!use_pty",
             sudo_freely: false,
             max_ttl: "1h".into(),
             user_verification: false,
@@ -128,7 +128,7 @@ impl Stack {
         }
         let account = Account::create(&run, "")?;
         if let Some(password) = &options.sudo_password {
-            allow_sudo(&run, &account, password, options.sudo_own_terminal)?;
+            allow_sudo(&run, &account, password, options.sudo_defaults)?;
         } else if options.sudo_freely {
             allow_sudo_freely(&run, &account)?;
         }
@@ -270,7 +270,10 @@ impl Stack {
     }
 
     fn write_cli_config(&self) -> Result<()> {
-        let address = fs::read_to_string(self.path("run/control.addr")).context("the agent wrote no control.addr")?;
+        // The Unix socket answers whether or not that door is open.
+        let address = poll::until("the agent to say where it serves TLS", poll::SOON, || {
+            Ok(Some(fs::read_to_string(self.path("run/control.addr"))?))
+        })?;
         let reviewer = self.path("reviewer");
         let reviewer = reviewer.display();
         let config = format!(

@@ -38,7 +38,7 @@ pub const FIRST_ACTION: u16 = 10;
 pub enum Special {
     /// Nothing.
     None = 0,
-    /// Only if the file can be written to, and is not a terminal or `/dev/null`.
+    /// Only if the file can be written to, was made or was emptied, and is not a terminal or `/dev/null`. The first value is the flags.
     Open = 1,
     /// Only with flags that make namespaces, in the first argument.
     CloneFlags = 2,
@@ -62,6 +62,10 @@ pub enum Special {
     Credentials = 11,
     /// Where the task now is is to be read.
     Namespaces = 12,
+    /// As [`Special::Open`], with the flags in the structure that the first value points to.
+    OpenHow = 13,
+    /// As [`Special::Open`], with flags that go without saying.
+    Creat = 14,
 }
 
 /// How a call becomes a record, packed: the kind in the low 16 bits, then four bits each for the place of arguments (counted from
@@ -73,7 +77,7 @@ pub struct Shape(pub u64);
 pub const RESULT: u8 = 7;
 
 impl Shape {
-    /// Bit position of the name's argument.
+    /// Bit position of the name's argument. Beside a file it is for where the file cannot be found any more.
     pub const NAME: u32 = 16;
     /// Of the descriptor of the folder that the name is relative to.
     pub const BASE: u32 = 20;
@@ -173,10 +177,12 @@ const ROWS: &[Row] = &[
     row(&[33, 292], &[63, 330], NO_SHAPE),
     // splice
     row(&[275], &[313], NO_SHAPE),
-    // open; openat, openat2; creat; open_by_handle_at
-    row(&[2], &[5], Shape::of(Kind::FileOpened).file(RESULT).values(2, 0, 0).special(Special::Open)),
-    row(&[257], &[295], Shape::of(Kind::FileOpened).file(RESULT).values(3, 0, 0).special(Special::Open)),
-    row(&[437, 85, 304], &[437, 8, 342], Shape::of(Kind::FileOpened).file(RESULT).special(Special::Open)),
+    // open; openat; openat2; creat; open_by_handle_at
+    row(&[2], &[5], Shape::of(Kind::FileOpened).file(RESULT).name(1).values(2, 0, 0).special(Special::Open)),
+    row(&[257], &[295], Shape::of(Kind::FileOpened).file(RESULT).at(1, 2).values(3, 0, 0).special(Special::Open)),
+    row(&[437], &[437], Shape::of(Kind::FileOpened).file(RESULT).at(1, 2).values(3, 0, 0).special(Special::OpenHow)),
+    row(&[85], &[8], Shape::of(Kind::FileOpened).file(RESULT).name(1).special(Special::Creat)),
+    row(&[304], &[342], Shape::of(Kind::FileOpened).file(RESULT).values(3, 0, 0).special(Special::Open)),
     // mkdir; mkdirat; mknod; mknodat
     row(&[83], &[39], Shape::of(Kind::FileMade).name(1).values(2, 0, 0)),
     row(&[258], &[296], Shape::of(Kind::FileMade).at(1, 2).values(3, 0, 0)),
@@ -228,7 +234,7 @@ const ROWS: &[Row] = &[
     row(&[161], &[61], Shape::of(Kind::RootChanged).name(1)),
     row(&[155], &[217], Shape::of(Kind::RootChanged).name(1).to(2)),
     // ptrace; process_vm_writev; pidfd_getfd
-    row(&[101], &[26], Shape::of(Kind::Traced).values(1, 2, 3).special(Special::Trace).refused()),
+    row(&[101, 521], &[26], Shape::of(Kind::Traced).values(1, 2, 3).special(Special::Trace).refused()),
     row(&[311, 540], &[348], Shape::of(Kind::MemoryWritten).values(RESULT, 1, 0).refused()),
     row(&[438], &[438], Shape::of(Kind::DescriptorTaken).file(1).values(2, 0, 0).refused()),
     // mount; umount, umount2; move_mount; open_tree; mount_setattr
@@ -330,6 +336,8 @@ mod tests {
         assert_eq!(TABLE[2] & 0xff, FIRST_ACTION);
         // getppid
         assert_eq!(TABLE[110] & 0xff, 0);
+        // ptrace, and x32's
+        assert_eq!(TABLE[101] & 0xff, TABLE[521] & 0xff);
     }
 
     #[test]

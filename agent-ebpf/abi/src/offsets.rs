@@ -173,6 +173,8 @@ offsets! {
     tty_driver,
     /// `tty_struct.termios.c_lflag`
     tty_lflag,
+    /// `tty_struct.termios.c_iflag`
+    tty_iflag,
     /// `tty_struct.winsize.ws_row`
     tty_rows,
     /// `tty_struct.winsize.ws_col`
@@ -235,6 +237,8 @@ offsets! {
     sb_magic,
     /// `kernel_siginfo.si_code`
     siginfo_code,
+    /// `task_struct.stack`
+    task_stack,
     /// `mm_struct.exe_file`
     mm_exe_file,
     /// `dentry.d_inode`
@@ -245,6 +249,14 @@ offsets! {
     mount_ns,
     /// `mount.mnt_group_id`
     mount_group,
+    /// `mount.mnt_id`
+    mount_id,
+    /// `super_block.s_root`
+    sb_root,
+    /// `fs_parameter.key`
+    parameter_key,
+    /// `fs_parameter.string`
+    parameter_string,
     /// `proc_inode.vfs_inode`
     proc_inode,
     /// `proc_inode.pid`

@@ -245,6 +245,9 @@ shared! {
     }
 }
 
+/// Value of a refusal by [`Rule::Device`]: by an option of a mount, not by a command or a write.
+pub const BY_OPTION: u64 = 1;
+
 /// Kind of a key of the map `OWNED` (kind in the high half, the kernel's number in the low one): a map.
 pub const OWNED_MAP: u64 = 1 << 32;
 /// A program.
@@ -353,6 +356,8 @@ rules! {
     Uring = 19, "guard-io-uring";
     /// The machine's end before what was recorded is durable.
     Boot = 20, "guard-boot";
+    /// Code that the agent did not run before the session.
+    Code = 21, "guard-code";
 }
 
 /// Value of the map `SLOTS`, keyed by session number: the session is being closed, its tasks may neither exec nor fork.

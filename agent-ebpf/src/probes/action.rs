@@ -18,9 +18,9 @@ use breakglass_abi::{
     settings::Site,
 };
 
-use super::draft::Draft;
+use super::{draft::Draft, opened};
 use crate::{
-    descriptor::{self, CHARACTER, TYPE_MASK},
+    descriptor,
     emit::{self, Envelope},
     fault,
     path::{self, TAIL_MASK},
@@ -38,14 +38,14 @@ const MAPPED_MAX: u32 = 8192;
 #[map]
 static MAPPED: LruHashMap<MappedKey, u32> = LruHashMap::with_max_entries(MAPPED_MAX, 0);
 
-/// Longest name that is kept, bytes. With two paths and two names the tail stays below `TAIL_MASK`.
-const NAME_MAX: usize = 4080;
+/// Longest name that the kernel takes (`PATH_MAX`), bytes, its NUL included.
+const NAME_MAX: usize = 4096;
+// With two paths and two names.
+const _: () = assert!(2 * (path::PATH_MAX + NAME_MAX as u64) <= TAIL_MASK, "a tail is never cut");
 /// Longest address of a socket (`struct sockaddr_storage`), bytes; a power of two.
 const ADDRESS_MAX: u64 = 128;
 /// `AT_FDCWD` (include/uapi/linux/fcntl.h).
 const AT_FDCWD: i32 = -100;
-/// `FMODE_WRITE` (include/linux/fs.h).
-const FMODE_WRITE: u32 = 2;
 /// `PROT_EXEC`, `MAP_ANONYMOUS` (include/uapi/asm-generic/mman-common.h).
 const PROT_EXEC: u64 = 4;
 const MAP_ANONYMOUS: u64 = 0x20;
@@ -83,7 +83,7 @@ fn shape_of(call: u16) -> u64 {
 /// Whether one look tells that a call is not worth a record. That comes before everything dearer: a program that starts makes a dozen of
 /// them, to map its libraries.
 #[inline(always)]
-pub fn is_idle(task: Task, regs: Address, call: u16, result: i64) -> bool {
+pub fn is_idle(task: Task, regs: Address, call: u16, compat: bool, result: i64) -> bool {
     let shape = shape_of(call);
     let special = (shape >> Shape::SPECIAL) as u8;
     if special == Special::Map as u8 || special == Special::Protect as u8 {
@@ -91,21 +91,15 @@ pub fn is_idle(task: Task, regs: Address, call: u16, result: i64) -> bool {
         return load::<u64>(regs, offset!(regs_dx)) & PROT_EXEC == 0;
     }
     if special == Special::Open as u8 {
-        return result < 0 || only_reads(task, result as u64);
+        return opened::is_idle(task, regs, compat, shape, result);
     }
-    false
+    special == Special::OpenHow as u8 && opened::is_idle_how(task, regs, compat, result)
 }
 
 /// Whether a call is `ioctl`.
 #[inline(always)]
 pub fn is_ioctl(call: u16) -> bool {
     (shape_of(call) >> Shape::SPECIAL) as u8 == Special::Ioctl as u8
-}
-
-#[inline(always)]
-fn only_reads(task: Task, descriptor: u64) -> bool {
-    let Some(file) = descriptor::file(task, descriptor, Site::ReadAction) else { return false };
-    peek::<u32>(file, offset!(file_mode), Site::ReadAction).is_some_and(|mode| mode & FMODE_WRITE == 0)
 }
 
 /// At the exit of a call that the list has a kind for.
@@ -213,11 +207,17 @@ fn record(draft: Draft, task: Task, who: Identity, scope: Scope, shape: u64, res
     } else {
         names(draft, task, shape);
     }
-    send(draft, kind, who, scope);
+    let sent = send(draft, kind, who, scope);
+    let special = (draft.forget::<2>(shape) >> Shape::SPECIAL) as u8;
+    if !sent && (special == Special::Map as u8 || special == Special::Protect as u8) {
+        // It is told the next time. Gone already if others took its room.
+        let _ = MAPPED.remove(&mapped_key(draft, who, scope));
+    }
 }
 
+/// Whether it is on the ring.
 #[inline(always)]
-pub(super) fn send(draft: Draft, kind: u16, who: Identity, scope: Scope) {
+pub(super) fn send(draft: Draft, kind: u16, who: Identity, scope: Scope) -> bool {
     let flags = if scope.tagged { 0 } else { FLAG_UNTAGGED };
     let envelope = Envelope {
         ring: Ring::Audit,
@@ -228,7 +228,7 @@ pub(super) fn send(draft: Draft, kind: u16, who: Identity, scope: Scope) {
         yields: kind != Kind::CredentialsChanged as u16,
     };
     let len = Action::SIZE as u64 + masked::<TAIL_MASK>(draft.pos());
-    emit::send(envelope, draft.slot.record(), len, 0);
+    emit::send(envelope, draft.slot.record(), len, 0)
 }
 
 /// Whether a call may be worth a record, by more of its arguments.
@@ -251,8 +251,15 @@ fn worth_a_look(draft: Draft, special: u8) -> bool {
 /// Whether a call is worth a record; reads what its kind needs beside arguments and names.
 #[inline(always)]
 fn wanted(draft: Draft, task: Task, who: Identity, scope: Scope, special: u8, file: u64, result: i64) -> bool {
-    if special == Special::Open as u8 {
-        return file != 0 && keeps_what_is_written(draft, file);
+    if special == Special::OpenHow as u8 {
+        let flags: u64 = from_user(unsafe { (*draft.action).values[0] });
+        unsafe { (*draft.action).values[0] = flags };
+    }
+    if special == Special::Creat as u8 {
+        unsafe { (*draft.action).values[0] = opened::CREAT };
+    }
+    if special == Special::Open as u8 || special == Special::OpenHow as u8 || special == Special::Creat as u8 {
+        return file == 0 || opened::keeps_what_is_written(draft, file);
     }
     if special == Special::CloneStruct as u8 {
         let flags: u64 = from_user(draft.argument(1));
@@ -333,30 +340,21 @@ fn file_of(draft: Draft, task: Task, descriptor: u64) -> Option<u64> {
     Some(file)
 }
 
-/// Terminals, and what takes everything and keeps nothing, are left out.
+/// What executable memory is remembered by: its file, or the process where it has none.
 #[inline(always)]
-fn keeps_what_is_written(draft: Draft, file: u64) -> bool {
-    if unsafe { (*draft.action).mode } & TYPE_MASK != CHARACTER {
-        return true;
+fn mapped_key(draft: Draft, who: Identity, scope: Scope) -> MappedKey {
+    let (dev, inode) = unsafe { ((*draft.action).dev, (*draft.action).inode) };
+    if inode == 0 {
+        MappedKey { slot: scope.slot, place: who.tgid, inode: 0, start_ns: who.start_ns }
+    } else {
+        MappedKey { slot: scope.slot, place: dev, inode, start_ns: 0 }
     }
-    let Some(inode) = peek::<u64>(file, offset!(file_inode), Site::ReadAction) else { return true };
-    let Some(device) = peek::<u32>(inode, offset!(inode_rdev), Site::ReadAction) else { return true };
-    let (major, minor) = (device >> 20, device & 0xf_ffff);
-    // null, zero, full; tty, ptmx; pts.
-    let idle = major == 1 && (minor == 3 || minor == 5 || minor == 7);
-    let terminal = (major == 5 && (minor == 0 || minor == 2)) || (136..=143).contains(&major);
-    !idle && !terminal
 }
 
 /// Whether this file has not been mapped executable in the session yet, or the process has had no executable memory of its own.
 #[inline(always)]
 fn is_new(draft: Draft, who: Identity, scope: Scope) -> bool {
-    let (dev, inode) = unsafe { ((*draft.action).dev, (*draft.action).inode) };
-    let key = if inode == 0 {
-        MappedKey { slot: scope.slot, place: who.tgid, inode: 0, start_ns: who.start_ns }
-    } else {
-        MappedKey { slot: scope.slot, place: dev, inode, start_ns: 0 }
-    };
+    let key = mapped_key(draft, who, scope);
     if unsafe { MAPPED.get(&key) }.is_some() {
         return false;
     }
@@ -511,7 +509,9 @@ fn address(draft: Draft) {
 #[inline(always)]
 fn names(draft: Draft, task: Task, shape: u64) {
     let words = shape >> Shape::WORDS & 1 != 0;
-    if draft.has(shape, Shape::NAME) {
+    // A file that is known needs no claim, and its path is where that of a name's folder would be.
+    let known = unsafe { (*draft.action).how } & ACTION_FILE != 0;
+    if !known && draft.has(shape, Shape::NAME) {
         let at = draft.pos();
         let len = name(draft, draft.place(shape, Shape::NAME), at);
         unsafe { (*draft.action).name_len = len as u16 };

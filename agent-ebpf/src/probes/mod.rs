@@ -16,6 +16,8 @@ mod line;
 
 mod action;
 
+mod opened;
+
 mod draft;
 
 mod written;

@@ -184,7 +184,7 @@ fn finished(regs: Address, decoded: Decoded, result: i64) {
         return;
     }
     let task = Task::current();
-    if action::is_idle(task, regs, decoded.call, result) {
+    if action::is_idle(task, regs, decoded.call, decoded.registers32, result) {
         return;
     }
     let Some(call) = Call::note(regs, decoded) else { return };

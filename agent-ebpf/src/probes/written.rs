@@ -32,7 +32,7 @@ pub fn painted(task: Task, file: u64, from: u64, bytes: u64, slot: u32) -> Optio
     let len = if from == 0 { 0 } else { beginning(draft, from, bytes) };
     unsafe { (*draft.action).name_len = len as u16 };
     draft.set_pos(len);
-    send(draft, Kind::ScreenPainted as u16, who, scope);
+    let _ = send(draft, Kind::ScreenPainted as u16, who, scope);
     Some(())
 }
 
@@ -74,6 +74,6 @@ pub fn wrote(task: Task, file: u64, inode: u64) -> Option<()> {
     let draft = Draft::new()?;
     clear(draft, task, 0);
     unsafe { (*draft.action).values[0] = u64::from(task.loginuid()) };
-    send(draft, Kind::LoginUidSet as u16, who, scope);
+    let _ = send(draft, Kind::LoginUidSet as u16, who, scope);
     Some(())
 }

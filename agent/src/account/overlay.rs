@@ -15,6 +15,7 @@ use std::{
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::replace::{self, Checkpoint, Lasting, Like, Step};
+use crate::regular;
 
 /// The copy's name: what tells our mounts from anybody else's.
 const COPY: &str = "breakglass-shadow-overlay";
@@ -90,8 +91,11 @@ impl Overlay {
 
     fn check_seen(&self, content: &[u8]) -> io::Result<()> {
         let relative = self.shadow.strip_prefix("/").unwrap_or(&self.shadow);
-        if fs::read(self.host_root.join(relative))? == content {
-            return Ok(());
+        match regular::read(&self.host_root.join(relative), content.len() as u64) {
+            Ok(seen) if seen == content => return Ok(()),
+            // Something else than the copy.
+            Err(error) if error.kind() != io::ErrorKind::InvalidData => return Err(error),
+            _ => {}
         }
         Err(io::Error::other(
             "it was mounted where sshd does not see it; the agent must not have a mount namespace of its own \
@@ -131,6 +135,18 @@ fn unescaped(field: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_trap_where_the_copy_should_be_is_not_the_copy() {
+        let dir = tempfile::tempdir().unwrap();
+        let overlay = Overlay { host_root: dir.path().to_owned(), ..Overlay::new(Path::new("/shadow"), dir.path()) };
+        fs::write(dir.path().join("shadow"), "same").unwrap();
+        assert!(overlay.check_seen(b"same").is_ok());
+        assert!(overlay.check_seen(b"sam").is_err() && overlay.check_seen(b"other").is_err());
+        regular::tests::trap(&dir.path().join("shadow"));
+        let error = regular::tests::untrapped(move || overlay.check_seen(b"same")).unwrap_err();
+        assert!(error.to_string().contains("where sshd does not see it"), "{error}");
+    }
 
     #[test]
     fn our_mounts_are_told_from_others() {

@@ -5,9 +5,8 @@
 //! the file.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io,
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -17,6 +16,8 @@ use nix::{
     fcntl::{FcntlArg, fcntl},
     libc,
 };
+
+use crate::regular;
 
 /// As long as `lckpwdf(3)` waits.
 pub const WAIT: Duration = Duration::from_secs(15);
@@ -46,14 +47,7 @@ pub fn path_beside(shadow: &Path) -> PathBuf {
 impl PwdLock {
     /// Takes the lock, waiting up to `wait`.
     pub fn take(path: &Path, wait: Duration) -> Result<Self, LockError> {
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(path)
-            .map_err(LockError::Io)?;
+        let file = regular::open_lock(path).map_err(LockError::Io)?;
         let deadline = Instant::now() + wait;
         loop {
             match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file())) {
@@ -86,6 +80,15 @@ mod tests {
             drop(held);
             assert!(waiter.join().unwrap());
         });
+    }
+
+    #[test]
+    fn a_trap_in_its_place_is_no_lock_and_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = path_beside(&dir.path().join("shadow"));
+        regular::tests::trap(&path);
+        let taken = regular::tests::untrapped(move || PwdLock::take(&path, Duration::ZERO));
+        assert!(matches!(taken, Err(LockError::Io(_))));
     }
 
     #[test]

@@ -11,6 +11,8 @@ use std::{
 
 use rustix::fs::{XattrFlags, fgetxattr, flistxattr, fsetxattr};
 
+use crate::regular;
+
 /// Largest set of extended attribute names, and largest attribute, that is carried over, bytes: the kernel's own limit.
 const XATTR_MAX: usize = 64 * 1024;
 
@@ -86,6 +88,21 @@ pub fn replace(
         return result;
     }
     sync_folder(path, lasting, checkpoint)
+}
+
+/// Has finished files take the places of others, each `(new, place)`, one after the other, all in one folder: what they hold is on the disk
+/// before the first name changes, and the names are when the call returns.
+pub fn take_places(pairs: &[(&Path, &Path)], checkpoint: &dyn Checkpoint) -> io::Result<()> {
+    for (new, _) in pairs {
+        checkpoint.before(Step::SyncFile, new)?;
+        // Another program made them.
+        regular::open(new)?.sync_all()?;
+    }
+    for (new, place) in pairs {
+        checkpoint.before(Step::Rename, place)?;
+        fs::rename(new, place)?;
+    }
+    pairs.last().map_or(Ok(()), |(_, place)| sync_folder(place, Lasting::Durable, checkpoint))
 }
 
 /// Removes `path`. A file that is not there is no error.
@@ -167,5 +184,39 @@ fn sync_folder(path: &Path, lasting: Lasting, checkpoint: &dyn Checkpoint) -> io
     match path.parent() {
         Some(folder) => File::open(folder)?.sync_all(),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// Notes the steps.
+    #[derive(Clone, Default)]
+    pub(crate) struct Steps(pub(crate) Arc<Mutex<Vec<Step>>>);
+
+    impl Checkpoint for Steps {
+        fn before(&self, step: Step, _: &Path) -> io::Result<()> {
+            self.0.lock().unwrap().push(step);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_files_hold_is_on_the_disk_before_any_takes_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = ["a", "b", "to a", "to b"].map(|name| dir.path().join(name));
+        let [a, b, to_a, to_b] = &paths;
+        fs::write(a, "1").unwrap();
+        fs::write(b, "2").unwrap();
+        fs::write(to_b, "old").unwrap();
+        let steps = Steps::default();
+        take_places(&[(a, to_a), (b, to_b)], &steps).unwrap();
+        use Step::{Rename, SyncFile, SyncFolder};
+        assert_eq!(*steps.0.lock().unwrap(), [SyncFile, SyncFile, Rename, Rename, SyncFolder]);
+        assert_eq!((fs::read(to_a).unwrap(), fs::read(to_b).unwrap()), (b"1".to_vec(), b"2".to_vec()));
+        assert!(take_places(&[(a, to_a), (to_b, b)], &NoCheckpoint).is_err() && !b.exists(), "one that is not there");
     }
 }

@@ -28,7 +28,10 @@ use nix::{
 };
 
 use super::paper::Code;
-use crate::account::replace::{self, Lasting, Like, NoCheckpoint};
+use crate::{
+    account::replace::{self, Lasting, Like, NoCheckpoint},
+    regular,
+};
 
 const HEAD: &str = "breakglass-codes v1";
 
@@ -219,8 +222,7 @@ impl Book {
     }
 
     fn hold(&self) -> Result<Flock<File>, CodeError> {
-        let path = self.path.with_extension("lock");
-        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        let file = regular::open_lock(&self.path.with_extension("lock"))?;
         Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| CodeError::Unusable(errno.into()))
     }
 

@@ -48,6 +48,16 @@ fn wrong_ones() {
 }
 
 #[test]
+fn traps_in_their_place_are_not_waited_for() {
+    for name in ["codes", "codes.lock"] {
+        let (dir, book, codes) = issued(1);
+        let found = book.find(&codes[0].1).unwrap();
+        regular::tests::trap(&dir.path().join(name));
+        assert_eq!(word(regular::tests::untrapped(move || book.burn(&found))), "codes-unusable", "{name}");
+    }
+}
+
+#[test]
 fn a_new_sheet_replaces_the_old_one_unless_told_to_keep() {
     let (_dir, book, old) = issued(2);
     book.burn(&book.find(&old[0].1).unwrap()).unwrap();

@@ -10,14 +10,19 @@ use breakglass_api::{
         control_response::Body as Answer,
     },
 };
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::watch,
+};
 
 use super::{
     CloseBy, Permit, Sessions,
     admission::Ticket,
     code,
     cost::{Attempt, Checks},
+    door::Door,
     fold::Refusals,
+    peer::Peer,
     source::Source,
     verifier::Verifier,
     wire::{self, ReadError},
@@ -39,6 +44,8 @@ pub struct Shared<S> {
     pub guesses: Checks,
     /// What was refused and is to be recorded.
     pub refusals: Refusals,
+    /// Where the TLS door stands.
+    pub door: watch::Receiver<Door>,
 }
 
 /// Serves one connection until the other side ends it, breaks the rules, or has to make room.
@@ -46,6 +53,7 @@ pub async fn serve<S: Sessions, T: AsyncRead + AsyncWrite + Unpin>(
     shared: Arc<Shared<S>>,
     mut stream: T,
     source: Source,
+    peer: Peer,
     ticket: &Ticket,
 ) {
     loop {
@@ -56,7 +64,7 @@ pub async fn serve<S: Sessions, T: AsyncRead + AsyncWrite + Unpin>(
         };
         ticket.set_busy(true);
         let (answer, go_on) = match request {
-            Ok(request) => (answer(&shared, request, source, ticket).await, true),
+            Ok(request) => (answer(&shared, request, source, &peer, ticket).await, true),
             Err(ReadError::Gone) => return,
             Err(ReadError::TooLarge(size)) => {
                 let message = format!("the message has {size} bytes, the limit is {CONTROL_MESSAGE_MAX}");
@@ -78,11 +86,12 @@ async fn answer<S: Sessions>(
     shared: &Arc<Shared<S>>,
     request: ControlRequest,
     source: Source,
+    peer: &Peer,
     ticket: &Ticket,
 ) -> Answer {
     match request.body {
         Some(Request::Challenge(request)) => Answer::Challenge(shared.verifier.challenge(request)),
-        Some(Request::Status(_)) => Answer::Status(shared.sessions.status(source.is_local()).await),
+        Some(Request::Status(_)) => Answer::Status(shared.status(source).await),
         Some(Request::Open(open)) => {
             let signed = Signed { text: open.grant_text, signature: open.signature };
             match shared.open(signed.clone(), open.cosignatures, source, ticket).await {
@@ -110,7 +119,7 @@ async fn answer<S: Sessions>(
                 Answer::Refused(shared.refuse(source, refusal, None))
             }
         },
-        Some(Request::Stop(request)) => match shared.stop(request, source).await {
+        Some(Request::Stop(request)) => match shared.stop(request, source, peer).await {
             Ok(stopping) => Answer::Stopping(stopping),
             Err(refusal) => Answer::Refused(shared.refuse(source, refusal, None)),
         },
@@ -189,7 +198,20 @@ impl<S: Sessions> Shared<S> {
         finished(tokio::spawn(async move { sessions.close(by, source).await })).await
     }
 
-    async fn stop(self: &Arc<Self>, request: v1::StopRequest, source: Source) -> Result<v1::Stopping, Refusal> {
+    async fn status(&self, source: Source) -> v1::Status {
+        let mut status = self.sessions.status(source.is_local()).await;
+        if source.is_local() {
+            status.door_error = self.door.borrow().error().to_owned();
+        }
+        status
+    }
+
+    async fn stop(
+        self: &Arc<Self>,
+        request: v1::StopRequest,
+        source: Source,
+        peer: &Peer,
+    ) -> Result<v1::Stopping, Refusal> {
         let Source::Unix { uid: 0, .. } = source else {
             let message = "only root on the host itself may stop the agent; run breakglass-agent stop there";
             return Err(Refusal::new("not-allowed", message));
@@ -201,8 +223,8 @@ impl<S: Sessions> Shared<S> {
         if request.reason.trim().is_empty() {
             return Err(Refusal::new("no-reason", "the request gives no reason; say why with --reason"));
         }
-        let sessions = Arc::clone(&self.sessions);
-        finished(tokio::spawn(async move { sessions.stop(request, source).await })).await
+        let (sessions, peer) = (Arc::clone(&self.sessions), peer.clone());
+        finished(tokio::spawn(async move { sessions.stop(request, source, peer).await })).await
     }
 
     /// What decides how long the check of a proof has to wait. Reads the text, which costs microseconds.

@@ -5,14 +5,15 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    io,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
 
 use crate::{
-    account::replace::{self, Lasting, Like, NoCheckpoint},
+    account::replace::{self, Checkpoint, Lasting, Like, NoCheckpoint},
     grant::{Refusal, proof::Signer},
+    regular,
 };
 
 /// Most keys; beyond that new ones are not remembered. A host knows fewer people.
@@ -25,6 +26,7 @@ const FILE_MAX: u64 = 1 << 20;
 pub struct Counters {
     path: PathBuf,
     seen: Mutex<BTreeMap<String, u32>>,
+    checkpoint: Box<dyn Checkpoint>,
 }
 
 impl Counters {
@@ -37,7 +39,7 @@ impl Counters {
             }
             BTreeMap::new()
         });
-        Self { path, seen: Mutex::new(seen) }
+        Self { path, seen: Mutex::new(seen), checkpoint: Box::new(NoCheckpoint) }
     }
 
     /// Refuses a counter that went back, and remembers one that rose. To be called once everything else is verified.
@@ -66,11 +68,13 @@ impl Counters {
         Ok(())
     }
 
-    /// Not waited for the disk: what a power cut takes is one step of a counter, and an operator is waiting.
+    /// Waited for the disk: of a file that is renamed before what it holds is there, a power cut may leave an empty one (XFS), and every
+    /// counter would begin anew. That is some milliseconds beside what opening waits for anyway.
     fn write(&self, seen: &BTreeMap<String, u32>) {
-        let written = serde_json::to_vec(seen)
-            .map_err(io::Error::from)
-            .and_then(|text| replace::replace(&self.path, &text, Like::Mode(0o600), Lasting::ThisBoot, &NoCheckpoint));
+        let written = serde_json::to_vec(seen).map_err(io::Error::from).and_then(|text| {
+            let checkpoint = self.checkpoint.as_ref();
+            replace::replace(&self.path, &text, Like::Mode(0o600), Lasting::Durable, checkpoint)
+        });
         if let Err(error) = written {
             tracing::warn!(path = %self.path.display(), %error, "the counters of FIDO keys are kept in memory only");
         }
@@ -78,18 +82,20 @@ impl Counters {
 }
 
 fn read(path: &Path) -> io::Result<BTreeMap<String, u32>> {
-    if fs::metadata(path)?.len() > FILE_MAX {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "larger than any that was written"));
-    }
-    Ok(serde_json::from_slice(&fs::read(path)?)?)
+    Ok(serde_json::from_slice(&regular::read(path, FILE_MAX)?)?)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use ssh_key::PublicKey;
 
     use super::*;
-    use crate::grant::proof::Touch;
+    use crate::{
+        account::replace::{Step, tests::Steps},
+        grant::proof::Touch,
+    };
 
     fn signer(key: u8, counter: Option<u32>) -> Signer {
         let key = PublicKey::from(ssh_key::public::Ed25519PublicKey([key; 32]));
@@ -124,7 +130,22 @@ mod tests {
         fs::write(dir.path().join("counters.json"), "{").unwrap();
         let counters = Counters::open(dir.path());
         assert!(counters.check(&signer(1, Some(5))).is_ok());
+        regular::tests::trap(&dir.path().join("counters.json"));
+        let path = dir.path().to_owned();
+        let counters = regular::tests::untrapped(move || Counters::open(&path));
+        assert!(counters.check(&signer(1, Some(5))).is_ok());
         let counters = Counters::open(Path::new("/nonexistent"));
         assert!(counters.check(&signer(1, Some(5))).is_ok() && counters.check(&signer(1, Some(5))).is_err());
+    }
+
+    #[test]
+    fn a_counter_is_on_the_disk_before_it_takes_the_earlier_ones_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let steps = Steps::default();
+        let counters = Counters { checkpoint: Box::new(steps.clone()), ..Counters::open(dir.path()) };
+        counters.check(&signer(1, Some(5))).unwrap();
+        let steps = steps.0.lock().unwrap();
+        let at = |step| steps.iter().position(|one| *one == step);
+        assert!(at(Step::SyncFile).is_some_and(|synced| Some(synced) < at(Step::Rename)), "{steps:?}");
     }
 }

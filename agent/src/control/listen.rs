@@ -18,16 +18,19 @@ use rustls::{
 };
 use tokio::net::{TcpListener, UnixListener};
 
+use crate::regular;
+
 /// File in the runtime folder that tells the port that was taken.
 pub const ADDRESS_FILE: &str = "control.addr";
+
+/// Largest file with certificates or a key, bytes.
+const PEM_MAX: u64 = 1 << 20;
 
 /// Why operators cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// The address is taken or not ours.
-    #[error(
-        "cannot listen on {address}: {source}; end the program that does, or set control.listen to another address"
-    )]
+    #[error("cannot listen on {address}: {source}; {} or set control.listen to another address", mend(source))]
     Bind {
         /// The address.
         address: SocketAddr,
@@ -60,6 +63,15 @@ pub enum ControlError {
         /// What is wrong with it.
         message: String,
     },
+}
+
+/// What makes an address free that cannot be listened on.
+fn mend(error: &io::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::AddrInUse => "end the program that does (ss -ltnp names it),",
+        ErrorKind::AddrNotAvailable => "set up the network interface that has it,",
+        _ => "remove what the kernel says,",
+    }
 }
 
 fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ControlError {
@@ -105,18 +117,33 @@ fn remove_stale(path: &Path) -> Result<(), ControlError> {
     }
 }
 
-/// Listens on a TCP address and writes the real one into the runtime folder.
-pub async fn tcp(address: SocketAddr, runtime: &Path) -> Result<(TcpListener, SocketAddr), ControlError> {
+/// Listens on a TCP address; gives the real one, too.
+pub async fn tcp(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ControlError> {
     let bind = |source| ControlError::Bind { address, source };
     let listener = TcpListener::bind(address).await.map_err(bind)?;
     let real = listener.local_addr().map_err(bind)?;
+    Ok((listener, real))
+}
+
+/// Writes where TLS is served into the runtime folder.
+pub fn write_address(runtime: &Path, real: SocketAddr) -> Result<(), ControlError> {
     let file = runtime.join(ADDRESS_FILE);
     let beside = runtime.join(format!(".{ADDRESS_FILE}.new"));
     fs::write(&beside, format!("{real}\n"))
         .and_then(|()| fs::set_permissions(&beside, fs::Permissions::from_mode(0o644)))
         .and_then(|()| fs::rename(&beside, &file))
-        .map_err(failed("write", &file))?;
-    Ok((listener, real))
+        .map_err(failed("write", &file))
+}
+
+/// Takes away what an agent that ended without warning left there: nobody serves at that address until this one does.
+pub fn forget_address(runtime: &Path) {
+    let file = runtime.join(ADDRESS_FILE);
+    match fs::remove_file(&file) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            tracing::warn!(%error, "{} is stale and cannot be removed", file.display());
+        }
+        _ => {}
+    }
 }
 
 /// TLS 1.3 with the host's certificate. Operators show none: what they prove, they prove by their signature.
@@ -181,13 +208,15 @@ fn certified(enrolment: &Path) -> Result<CertifiedKey, ControlError> {
     let certificate = enrolment.join("host.crt");
     let key = enrolment.join("host.key");
     let wrong = |path: &Path, message: String| ControlError::Certificate { path: path.to_owned(), message };
-    let chain = CertificateDer::pem_file_iter(&certificate)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+    let read = |path: &Path| regular::read(path, PEM_MAX).map_err(|e| wrong(path, e.to_string()));
+    let chain = CertificateDer::pem_slice_iter(&read(&certificate)?)
+        .collect::<Result<Vec<_>, _>>()
         .map_err(|e| wrong(&certificate, e.to_string()))?;
     if chain.is_empty() {
         return Err(wrong(&certificate, "it holds no certificate".into()));
     }
-    let secret = PrivateKeyDer::from_pem_file(&key).map_err(|e| wrong(&key, e.to_string()))?;
+    let pem = zeroize::Zeroizing::new(read(&key)?);
+    let secret = PrivateKeyDer::from_pem_slice(&pem).map_err(|e| wrong(&key, e.to_string()))?;
     CertifiedKey::from_der(chain, secret, &rustls::crypto::ring::default_provider())
         .map_err(|e| wrong(&certificate, e.to_string()))
 }

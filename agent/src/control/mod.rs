@@ -9,8 +9,10 @@ pub mod code;
 pub mod connection;
 pub mod cost;
 pub mod counters;
+pub mod door;
 pub mod fold;
 pub mod listen;
+pub mod peer;
 pub mod source;
 #[cfg(test)]
 mod tests;
@@ -34,7 +36,9 @@ use self::{
     code::CodeGrant,
     connection::Shared,
     cost::Checks,
+    door::Door,
     fold::Refusals,
+    peer::Peer,
     verifier::Verifier,
 };
 pub use self::{listen::ControlError, source::Source};
@@ -42,6 +46,8 @@ use crate::grant::{Refusal, VerifiedClose, VerifiedGrant};
 
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(5);
+/// How long a start waits to learn whether the TLS door can be opened. It can at once, or something is in the way for longer.
+const FIRST_TRY: Duration = Duration::from_secs(5);
 /// Pause after `accept` failed, most likely for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long requests that are being worked on may take at shutdown. Closing a session takes a second.
@@ -77,15 +83,18 @@ pub trait Sessions: Send + Sync + 'static {
     fn logged_in(&self, notice: v1::LoginNotice) -> impl Future<Output = ()> + Send;
     /// Closes the open session. Runs to its end even if the caller goes away.
     fn close(&self, by: CloseBy, source: Source) -> impl Future<Output = Result<v1::Closed, Refusal>> + Send;
-    /// Records that the agent is to stop, locks, and has it end; answers before it does. Only root on the host gets this far.
+    /// Records that the agent is to stop, locks, and has it end; answers before it does. Only root on the host gets this far, as `peer`.
     fn stop(
         &self,
         request: v1::StopRequest,
         source: Source,
+        peer: Peer,
     ) -> impl Future<Output = Result<v1::Stopping, Refusal>> + Send;
     /// Records refused requests; `count` says how many equal ones it stands for.
     fn refused(&self, refused: v1::ProofRefused) -> impl Future<Output = ()> + Send;
-    /// Where the host stands; callers that are not local get less.
+    /// Records something about the doors that somebody must look at.
+    fn alert(&self, alert: v1::Alert) -> impl Future<Output = ()> + Send;
+    /// Where the host stands; callers that are not local get less. `door_error` is filled in by the caller.
     fn status(&self, local: bool) -> impl Future<Output = v1::Status> + Send;
 }
 
@@ -113,18 +122,18 @@ impl From<&crate::config::Config> for Options {
     }
 }
 
-/// The doors, open.
+/// The doors.
 #[derive(Debug)]
 pub struct ControlHandle {
-    address: Option<SocketAddr>,
+    door: watch::Receiver<Door>,
     tasks: Vec<JoinHandle<()>>,
     files: Vec<PathBuf>,
 }
 
 impl ControlHandle {
-    /// Where TLS is served.
+    /// Where TLS is served; nowhere while that door cannot be opened.
     pub fn address(&self) -> Option<SocketAddr> {
-        self.address
+        self.door.borrow().address()
     }
 
     /// Resolves when everything has ended after shutdown was asked for: requests that were being worked on are answered,
@@ -142,7 +151,8 @@ impl ControlHandle {
     }
 }
 
-/// Opens the doors; they close when `shutdown` turns true. Returns once both accept connections.
+/// Opens the doors; they close when `shutdown` turns true. Fails where the Unix socket cannot be served. The TLS door is tried until it
+/// opens; returns once it has been tried.
 pub async fn serve<S: Sessions>(
     options: Options,
     sessions: Arc<S>,
@@ -151,32 +161,44 @@ pub async fn serve<S: Sessions>(
 ) -> Result<ControlHandle, ControlError> {
     listen::public_folder(&options.runtime)?;
     verifier.prepare();
-    let tls = match options.listen {
-        Some(address) => {
-            let acceptor = TlsAcceptor::from(listen::tls(&options.enrolment)?);
-            let (listener, real) = listen::tcp(address, &options.runtime).await?;
-            Some((acceptor, listener, real))
-        }
-        None => None,
-    };
     let unix = listen::unix(&options.socket)?;
+    listen::forget_address(&options.runtime);
+    let (state, mut door) = watch::channel(match options.listen {
+        Some(_) => Door::Untried,
+        None => Door::Unwanted,
+    });
     let shared = Arc::new(Shared {
         sessions,
         verifier,
         checks: Checks::default(),
         guesses: Checks::of_codes(),
         refusals: Refusals::default(),
+        door: door.clone(),
     });
 
-    let mut handle = ControlHandle { address: None, tasks: Vec::new(), files: vec![options.socket] };
+    let files = vec![options.socket.clone(), options.runtime.join(listen::ADDRESS_FILE)];
     let mut doors = vec![tokio::spawn(serve_unix(unix, Arc::clone(&shared), shutdown.clone()))];
-    if let Some((acceptor, listener, real)) = tls {
-        handle.address = Some(real);
-        handle.files.push(options.runtime.join(listen::ADDRESS_FILE));
-        doors.push(tokio::spawn(serve_tls(listener, acceptor, Arc::clone(&shared), shutdown)));
+    if let Some(address) = options.listen {
+        doors.push(tokio::spawn(open_and_serve_tls(address, options, Arc::clone(&shared), state, shutdown)));
     }
-    handle.tasks.push(tokio::spawn(record_refusals(shared, doors)));
-    Ok(handle)
+    let tasks = vec![tokio::spawn(record_refusals(shared, doors))];
+    // Whoever waits for the agent may go by TLS next. Without an answer in time it waits no longer.
+    let _ = timeout(FIRST_TRY, door.wait_for(|door| *door != Door::Untried)).await;
+    Ok(ControlHandle { door, tasks, files })
+}
+
+async fn open_and_serve_tls<S: Sessions>(
+    address: SocketAddr,
+    options: Options,
+    shared: Arc<Shared<S>>,
+    state: watch::Sender<Door>,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    let (listener, acceptor) = tokio::select! {
+        opened = door::open(address, &options, &shared.sessions, &state) => opened,
+        _ = shutdown.wait_for(|stop| *stop) => return,
+    };
+    serve_tls(listener, acceptor, shared, shutdown).await;
 }
 
 /// Records refusals until both doors are closed, and then what is left.
@@ -214,11 +236,14 @@ async fn serve_unix<S: Sessions>(listener: UnixListener, shared: Arc<Shared<S>>,
         };
         // Without credentials nobody can be told from root; such a connection is not served.
         let Ok(peer) = stream.peer_cred() else { continue };
-        let source = Source::Unix { pid: peer.pid().unwrap_or(0), uid: peer.uid() };
+        let (pid, uid) = (peer.pid().unwrap_or(0), peer.uid());
+        let source = Source::Unix { pid, uid };
         let Some(ticket) = admission.admit(source.group()) else { continue };
+        // Only of root it is asked who exactly it is; for the rest a descriptor would be wasted.
+        let peer = if uid == 0 { Peer::of(&stream, pid) } else { Peer::default() };
         let (shared, mut shutdown) = (Arc::clone(&shared), shutdown.clone());
         connections.spawn(async move {
-            serve_until(connection::serve(shared, stream, source, &ticket), &ticket, &mut shutdown).await;
+            serve_until(connection::serve(shared, stream, source, peer, &ticket), &ticket, &mut shutdown).await;
         });
     }
     drop(listener);
@@ -262,7 +287,8 @@ async fn serve_tls<S: Sessions>(
             };
             match shake {
                 Ok(Ok(stream)) => {
-                    serve_until(connection::serve(shared, stream, source, &ticket), &ticket, &mut shutdown).await;
+                    let served = connection::serve(shared, stream, source, Peer::default(), &ticket);
+                    serve_until(served, &ticket, &mut shutdown).await;
                 }
                 Ok(Err(error)) => tracing::debug!(%source, %error, "no TLS"),
                 Err(_) => tracing::debug!(%source, "no TLS in time"),

@@ -29,6 +29,7 @@ use tokio::{
 use super::{verifier::Identity, *};
 
 mod codes;
+mod doors;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -39,7 +40,8 @@ struct Fake {
     closed: Mutex<Vec<String>>,
     refused: Mutex<Vec<ProofRefused>>,
     logins: Mutex<Vec<v1::LoginNotice>>,
-    stopped: Mutex<Vec<v1::StopRequest>>,
+    stopped: Mutex<Vec<(v1::StopRequest, Peer)>>,
+    alerts: Mutex<Vec<v1::Alert>>,
     unready: AtomicBool,
 }
 
@@ -74,13 +76,17 @@ impl Sessions for Fake {
         Ok(v1::Closed::default())
     }
 
-    async fn stop(&self, request: v1::StopRequest, _: Source) -> Result<v1::Stopping, Refusal> {
-        self.stopped.lock().unwrap().push(request);
+    async fn stop(&self, request: v1::StopRequest, _: Source, peer: Peer) -> Result<v1::Stopping, Refusal> {
+        self.stopped.lock().unwrap().push((request, peer));
         Ok(v1::Stopping::default())
     }
 
     async fn refused(&self, refused: ProofRefused) {
         self.refused.lock().unwrap().push(refused);
+    }
+
+    async fn alert(&self, alert: v1::Alert) {
+        self.alerts.lock().unwrap().push(alert);
     }
 
     async fn status(&self, local: bool) -> v1::Status {
@@ -356,43 +362,4 @@ async fn a_caller_that_goes_away_does_not_stop_what_has_begun_nor_does_shutdown(
     tokio::time::timeout(PATIENCE, bench.handle.stopped()).await.unwrap();
     assert_eq!(bench.fake.opened.lock().unwrap().len(), 2);
     assert!(!socket.exists());
-}
-
-#[tokio::test]
-async fn a_busy_port_and_a_served_socket_are_named() {
-    let bench = Bench::start().await;
-    let start = |options| {
-        let verifier = Arc::new(verifier(bench.dir.path()));
-        let (_, stopped) = watch::channel(false);
-        serve(options, Arc::new(Fake::default()), verifier, stopped)
-    };
-    let options = options(bench.dir.path());
-    let address = bench.handle.address().unwrap();
-    let told = fs::read_to_string(bench.dir.path().join("run/control.addr")).unwrap();
-    assert_eq!(told, format!("{address}\n"));
-    let error = start(Options { listen: Some(address), ..options.clone() }).await.unwrap_err().to_string();
-    assert!(error.contains(&address.to_string()) && error.contains("control.listen"), "{error}");
-    let error = start(Options { listen: None, ..options.clone() }).await.unwrap_err();
-    assert!(matches!(error, ControlError::Served(_)), "{error}");
-    let file = bench.dir.path().join("file");
-    fs::write(&file, "").unwrap();
-    let error = start(Options { listen: None, socket: file, ..options.clone() }).await.unwrap_err();
-    assert!(matches!(error, ControlError::NotASocket(_)), "{error}");
-    let error = start(Options { enrolment: "/nonexistent".into(), ..options }).await.unwrap_err().to_string();
-    assert!(error.contains("/nonexistent/host.crt") && error.contains("enrol"), "{error}");
-}
-
-#[tokio::test]
-async fn a_socket_that_nobody_serves_is_replaced() {
-    use std::os::unix::fs::PermissionsExt;
-    let dir = tempfile::tempdir().unwrap();
-    fs::create_dir(dir.path().join("run")).unwrap();
-    drop(std::os::unix::net::UnixListener::bind(dir.path().join("run/control.sock")).unwrap());
-    let (_stop, stopped) = watch::channel(false);
-    let options = Options { listen: None, ..options(dir.path()) };
-    let verifier = Arc::new(verifier(dir.path()));
-    let _handle = serve(options, Arc::new(Fake::default()), verifier, stopped).await.unwrap();
-    let socket = dir.path().join("run/control.sock");
-    assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o666);
-    challenge(&mut UnixStream::connect(socket).await.unwrap()).await;
 }

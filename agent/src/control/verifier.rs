@@ -1,9 +1,8 @@
 //! Holds proofs against this host: its clocks, its challenges, its policy and its lists of signers and revoked keys.
 
 use std::{
-    fs::OpenOptions,
-    io::{self, Read},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -14,7 +13,6 @@ use breakglass_api::{
     v1,
 };
 use jiff::tz::TimeZone;
-use nix::libc;
 
 use super::{
     code::{self, CodeGrant},
@@ -23,6 +21,7 @@ use super::{
     used::Used,
 };
 use crate::{
+    blocking,
     codes::Book,
     grant::{
         self, Check, Clock, Policy, Refusal, Signed, VerifiedClose, VerifiedGrant,
@@ -31,8 +30,15 @@ use crate::{
         revoked::Revoked,
         signers::{AllowedSigners, FILE_MAX},
     },
+    regular,
     session::clock,
 };
+
+/// The host's time zone.
+const LOCALTIME: &str = "/etc/localtime";
+
+/// How long finding it out may take: some milliseconds are usual.
+const ZONE_LIMIT: Duration = Duration::from_secs(5);
 
 /// What the verifier is told about the host.
 #[derive(Clone, Debug)]
@@ -268,8 +274,7 @@ impl SignersFile {
         {
             return Ok(Arc::clone(signers));
         }
-        let signers =
-            Arc::new(AllowedSigners::parse(&String::from_utf8_lossy(&bytes), TimeZone::try_system().ok().as_ref()));
+        let signers = Arc::new(AllowedSigners::parse(&String::from_utf8_lossy(&bytes), zone().as_ref()));
         for problem in signers.problems() {
             tracing::warn!(path = %self.path.display(), line = problem.line, "allowed_signers: {}; the line allows nobody", problem.message);
         }
@@ -278,26 +283,27 @@ impl SignersFile {
     }
 }
 
+/// The host's time zone, for times in allowed_signers that name none. The library reads what it finds, through a whole folder; where that
+/// does not end, such lines allow nobody.
+fn zone() -> Option<TimeZone> {
+    if regular::open(Path::new(LOCALTIME)).is_err_and(|error| error.kind() == io::ErrorKind::InvalidData) {
+        return None;
+    }
+    blocking::within(ZONE_LIMIT, TimeZone::try_system)?.ok()
+}
+
 /// Owned by root or by who runs this, and writable by nobody else.
 fn read_trusted(path: &Path) -> io::Result<Vec<u8>> {
     let invalid = |message: &str| Err(io::Error::new(io::ErrorKind::InvalidData, message.to_owned()));
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let file = regular::open(path)?;
     let meta = file.metadata()?;
-    if !meta.is_file() {
-        return invalid("not a regular file");
-    }
     if meta.uid() != 0 && meta.uid() != nix::unistd::geteuid().as_raw() {
         return invalid("it belongs to another user; chown it to root");
     }
     if meta.mode() & 0o022 != 0 {
         return invalid("others may write it; chmod go-w");
     }
-    let mut bytes = Vec::new();
-    file.take(FILE_MAX as u64 + 1).read_to_end(&mut bytes)?;
-    if bytes.len() > FILE_MAX {
-        return invalid("it is too large");
-    }
-    Ok(bytes)
+    regular::content(&file, FILE_MAX as u64)
 }
 
 #[cfg(test)]
@@ -328,5 +334,8 @@ mod tests {
         assert!(file.load().unwrap_err().message.contains("chmod"));
         fs::remove_file(&path).unwrap();
         assert_eq!(file.load().unwrap_err().code, "no-signers", "no earlier copy is used");
+        regular::tests::trap(&path);
+        let error = regular::tests::untrapped(move || file.load()).unwrap_err();
+        assert!(error.message.contains("not a regular file"), "{error:?}");
     }
 }

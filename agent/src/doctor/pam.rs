@@ -1,8 +1,9 @@
 //! Whether PAM asks the gate, by whatever service somebody would become the account.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use super::{Check, State, untrusted};
+use crate::regular;
 
 /// Folder of the services.
 const FOLDER: &str = "/etc/pam.d";
@@ -93,11 +94,10 @@ fn leads_around(line: &str, ahead: usize) -> bool {
 /// The lines of one phase of a service, with what it includes.
 fn lines_of(folder: &Path, service: &str, phase: &str, depth: usize) -> Vec<String> {
     let path = folder.join(service);
-    if depth > DEPTH_MAX || service.contains('/') || fs::metadata(&path).map_or(u64::MAX, |meta| meta.len()) > FILE_MAX
-    {
+    if depth > DEPTH_MAX || service.contains('/') {
         return Vec::new();
     }
-    let text = fs::read_to_string(path).unwrap_or_default().replace("\\\n", " ");
+    let text = regular::read_to_string(&path, FILE_MAX).unwrap_or_default().replace("\\\n", " ");
     let mut lines = Vec::new();
     for line in text.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
         let mut words = line.split_ascii_whitespace();
@@ -116,6 +116,8 @@ fn lines_of(folder: &Path, service: &str, phase: &str, depth: usize) -> Vec<Stri
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
@@ -170,6 +172,14 @@ mod tests {
             );
         }
         assert_eq!(state("account [success=3 default=ignore] pam_localuser.so\n").state, State::Ok);
+    }
+
+    #[test]
+    fn a_service_that_is_a_trap_asks_nobody() {
+        let dir = folder(&[("sshd", &format!("{ACCOUNT}{SESSION}"))]);
+        regular::tests::trap(&dir.path().join("su"));
+        let check = regular::tests::untrapped(move || profile_in(dir.path(), "bg"));
+        assert!(check.state == State::Fail && check.detail.contains("su does not ask"), "{}", check.detail);
     }
 
     #[test]

@@ -4,12 +4,17 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use super::{Check, State, untrusted};
+use crate::program;
 
 /// Where distributions put it.
 const SSHD: &[&str] = &["/usr/sbin/sshd", "/usr/bin/sshd", "/usr/local/sbin/sshd"];
+
+/// How long it may take to read its configuration; one of its files may be a FIFO, and then it never ends.
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// What must be so, and what it is good for.
 const EXPECTED: &[(&str, &str, &str)] = &[
@@ -51,11 +56,9 @@ fn effective(account: &str) -> Result<BTreeMap<String, String>, (State, String)>
     let unknown = |why: String| (State::Unknown, why);
     let sshd = SSHD.iter().find(|path| Path::new(path).exists());
     let sshd = sshd.ok_or_else(|| unknown("there is no sshd at its usual places".into()))?;
-    let output = Command::new(sshd)
-        .args(["-T", "-C", &format!("user={account},host=localhost,addr=127.0.0.1")])
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|e| unknown(format!("{sshd}: {e}")))?;
+    let mut command = Command::new(sshd);
+    command.args(["-T", "-C", &format!("user={account},host=localhost,addr=127.0.0.1")]).stdin(Stdio::null());
+    let output = program::output(&mut command, LIMIT).map_err(|e| unknown(format!("{sshd}: {e}")))?;
     if !output.status.success() {
         let complaint = String::from_utf8_lossy(&output.stderr).trim().escape_debug().to_string();
         return Err((State::Fail, format!("sshd refuses its configuration: {complaint}")));

@@ -23,7 +23,8 @@ use sha2::{Digest as _, Sha256};
 use tokio::{net::TcpStream, time::timeout};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 
-use super::{CA, CERT, EnrolError, ID, KEY, Token, failed, replace, request_for};
+use super::{CA, CERT, EnrolError, FILE_MAX, ID, KEY, Token, failed, replace, request_for};
+use crate::regular;
 
 /// How long each step over the network may take.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -64,7 +65,7 @@ fn prepare_key(folder: &Path, again: bool) -> Result<rcgen::KeyPair, EnrolError>
     let path = pending(folder);
     let unusable =
         |path: &Path, error: rcgen::Error| EnrolError::Unusable { path: path.to_owned(), message: error.to_string() };
-    if let Ok(text) = fs::read_to_string(&path) {
+    if let Ok(text) = regular::read_to_string(&path, FILE_MAX) {
         return rcgen::KeyPair::from_pem(&text).map_err(|error| unusable(&path, error));
     }
     if folder.join(KEY).exists() && !again {
@@ -202,6 +203,15 @@ impl ServerCertVerifier for Pinned {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_trap_where_an_earlier_attempt_left_its_key_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().to_owned();
+        crate::regular::tests::trap(&pending(&folder));
+        crate::regular::tests::untrapped(move || prepare_key(&folder, false)).unwrap();
+        assert!(fs::read_to_string(pending(dir.path())).unwrap().contains("PRIVATE KEY"));
+    }
 
     #[test]
     fn addresses() {

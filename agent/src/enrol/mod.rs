@@ -9,9 +9,7 @@ mod renew;
 mod token;
 
 use std::{
-    fs,
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    io,
     path::{Path, PathBuf},
 };
 
@@ -19,11 +17,16 @@ pub use join::{Join, join};
 pub use renew::{Renewal, is_due};
 pub use token::Token;
 
+use crate::account::replace::{Lasting, Like, NoCheckpoint};
+
 /// Files of the enrolment folder.
 const CA: &str = "ca.crt";
 const CERT: &str = "host.crt";
 const KEY: &str = "host.key";
 const ID: &str = "host-id";
+
+/// Largest file of it, bytes; a chain of certificates has some thousands.
+pub(crate) const FILE_MAX: u64 = 1 << 20;
 
 /// Why a certificate could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -78,13 +81,26 @@ fn request_for(key: &rcgen::KeyPair, path: &Path) -> Result<Vec<u8>, EnrolError>
 
 /// Replaces a file so that a crash leaves the old or the new one.
 fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), EnrolError> {
-    let beside = path.with_extension("new");
-    let write = || {
-        let mut file = fs::File::options().write(true).create(true).truncate(true).mode(mode).open(&beside)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)?;
-        path.parent().map_or(Ok(()), |folder| fs::File::open(folder)?.sync_all())
-    };
-    write().map_err(failed("write", path))
+    crate::account::replace::replace(path, content, Like::Mode(mode), Lasting::Durable, &NoCheckpoint)
+        .map_err(failed("write", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    use super::*;
+    use crate::regular::tests::{trap, untrapped};
+
+    #[test]
+    fn what_lies_beside_a_file_is_no_trap_for_its_successor() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(CERT);
+        trap(&dir.path().join("host.new"));
+        trap(&dir.path().join(".host.crt.breakglass-new"));
+        let place = path.clone();
+        untrapped(move || replace(&place, b"new", 0o644)).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
+    }
 }

@@ -1,13 +1,17 @@
 //! Renewing the host's certificate, long before it ends.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use breakglass_api::v1::{Joined, RenewRequest, enrol_client::EnrolClient};
 use tokio::sync::watch;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 use x509_parser::pem::parse_x509_pem;
 
-use super::{CA, CERT, EnrolError, KEY, failed, replace, request_for};
+use super::{CA, CERT, EnrolError, FILE_MAX, KEY, failed, replace, request_for};
+use crate::{blocking, regular};
 
 /// How often is looked whether it is time, and how soon after a failure.
 const LOOK: Duration = Duration::from_secs(10 * 60);
@@ -71,7 +75,7 @@ impl Renewal {
     /// Whether it was time, and is done.
     async fn renew_if_due(&self) -> Result<bool, EnrolError> {
         let path = self.enrolment.join(CERT);
-        let old = fs::read_to_string(&path).map_err(failed("read", &path))?;
+        let old = read(&path).await?;
         let now = crate::session::clock::wall_s();
         let Validity { from, until } =
             validity(&old).map_err(|message| EnrolError::Unusable { path: path.clone(), message })?;
@@ -88,11 +92,7 @@ impl Renewal {
     }
 
     async fn ask(&self, cert: &str) -> Result<Joined, EnrolError> {
-        let read = |name: &str| {
-            let path = self.enrolment.join(name);
-            fs::read_to_string(&path).map_err(failed("read", &path))
-        };
-        let (ca, key) = (read(CA)?, read(KEY)?);
+        let (ca, key) = (read(&self.enrolment.join(CA)).await?, read(&self.enrolment.join(KEY)).await?);
         let path = self.enrolment.join(KEY);
         let pair = rcgen::KeyPair::from_pem(&key);
         let pair = pair.map_err(|error| EnrolError::Unusable { path: path.clone(), message: error.to_string() })?;
@@ -110,6 +110,11 @@ impl Renewal {
         }
         Err(last)
     }
+}
+
+async fn read(path: &Path) -> Result<String, EnrolError> {
+    let file = path.to_owned();
+    blocking::run(move || regular::read_to_string(&file, FILE_MAX)).await.map_err(failed("read", path))
 }
 
 async fn ask_one(url: &str, tls: ClientTlsConfig, request: RenewRequest) -> Result<Joined, EnrolError> {
@@ -132,6 +137,16 @@ fn validity(pem: &str) -> Result<Validity, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_certificate_that_is_a_trap_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        regular::tests::trap(&dir.path().join(CERT));
+        let renewal = Renewal { urls: vec![], server_name: String::new(), enrolment: dir.path().to_owned() };
+        let looked = tokio::spawn(async move { renewal.renew_if_due().await });
+        let looked = tokio::time::timeout(Duration::from_secs(20), looked).await.expect("it waits for a FIFO");
+        assert!(matches!(looked.unwrap(), Err(EnrolError::File { .. })));
+    }
 
     #[test]
     fn due_after_a_third() {

@@ -120,11 +120,13 @@ fn file(read: &Read, kind: FileKind) -> v1::FileAction {
     }
 }
 
-/// The flags as the kernel holds them; those that it forgets after the opening, as the caller gave them.
+/// The flags as the kernel holds them; those that it forgets after the opening, as the caller gave them. All of them are the caller's where the
+/// file could not be found any more.
 fn opened(read: &Read) -> v1::FileAction {
     /// `O_CREAT`, `O_EXCL`, `O_TRUNC`.
     const FORGOTTEN: u32 = 0o100 | 0o200 | 0o1000;
-    v1::FileAction { flags: read.action.file_flags | (first(read) & FORGOTTEN), ..file(read, FileKind::Opened) }
+    let flags = if read.has_file() { read.action.file_flags | (first(read) & FORGOTTEN) } else { first(read) };
+    v1::FileAction { flags, ..file(read, FileKind::Opened) }
 }
 
 fn owner(read: &Read) -> v1::FileAction {

@@ -20,9 +20,11 @@ use super::{
     error::KernelError,
     load,
     maps::{self, GuardMaps},
+    mounts,
     object::PROGRAMS,
     pins::Pins,
 };
+use crate::procfs;
 
 /// Where control groups are mounted.
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -63,9 +65,22 @@ fn device(number: u64) -> u32 {
     ((major(number) as u32) << 20) | minor(number) as u32
 }
 
-/// Everything that is guarded by its inode.
-pub fn guarded(belongings: &Belongings, pins: &Pins, canary: Option<Place>) -> Vec<(GuardedKey, u32)> {
-    let mut found = Found::default();
+/// What is guarded by numbers that can change: the agent looks them up again and again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Guarded {
+    /// Inodes.
+    pub inodes: Vec<(GuardedKey, u32)>,
+    /// Mounts on the way to them, by number.
+    pub mounts: Vec<(u32, u32)>,
+}
+
+/// Everything that is guarded by its inode, and the mounts on the way there.
+///
+/// # Errors
+///
+/// Where the agent cannot look at its own process, and would leave something out.
+pub fn guarded(belongings: &Belongings, pins: &Pins, canary: Option<Place>) -> std::io::Result<Guarded> {
+    let mut found = Found { table: mounts::table(&mounts::own()?), ..Found::default() };
     for folder in &belongings.trees {
         found.add(folder, GUARD_FILE | GUARD_TREE);
     }
@@ -80,29 +95,50 @@ pub fn guarded(belongings: &Belongings, pins: &Pins, canary: Option<Place>) -> V
     }
     for folder in &belongings.units {
         found.add(folder, GUARD_UNITS);
+        for drop_ins in drop_ins(folder) {
+            found.add(&drop_ins, GUARD_FILE | GUARD_TREE);
+        }
     }
     for folder in [pins.root(), pins.folder()] {
         found.add(folder, GUARD_PINS);
     }
     found.add_mount_of(pins.root());
+    found.add_mountpoints();
     for folder in cgroups(&own_cgroup().unwrap_or_default()) {
         found.add(&folder, GUARD_CGROUP);
     }
-    for library in executed(&fs::read_to_string("/proc/self/maps").unwrap_or_default()) {
+    for library in executed(&procfs::read("self/maps")?) {
         found.insert(library, GUARD_CODE);
     }
     if let Some(canary) = canary {
         found.insert(canary, GUARD_CANARY);
     }
-    found.entries()
+    Ok(Guarded {
+        mounts: found.mounts.iter().map(|(number, bits)| (*number, *bits)).collect(),
+        inodes: found.entries(),
+    })
+}
+
+/// Folders with what changes the agent's units, or every service's, in a folder of systemd's.
+fn drop_ins(units: &Path) -> Vec<PathBuf> {
+    let changes = |name: &std::ffi::OsStr| {
+        let name = name.as_encoded_bytes();
+        name == b"service.d" || (name.starts_with(b"breakgla") && name.ends_with(b".d"))
+    };
+    let entries = fs::read_dir(units).into_iter().flatten().filter_map(Result::ok);
+    entries.filter(|entry| changes(&entry.file_name())).map(|entry| entry.path()).collect()
 }
 
 #[derive(Default)]
-struct Found(BTreeMap<Place, u32>);
+struct Found {
+    inodes: BTreeMap<Place, u32>,
+    mounts: BTreeMap<u32, u32>,
+    table: BTreeMap<u32, mounts::Mount>,
+}
 
 impl Found {
     fn insert(&mut self, place: Place, bits: u32) {
-        *self.0.entry(place).or_default() |= bits;
+        *self.inodes.entry(place).or_default() |= bits;
     }
 
     /// A path, what it leads to where it is a symbolic link, and the folders on the way.
@@ -115,6 +151,10 @@ impl Found {
         let Ok(real) = fs::canonicalize(path) else { return };
         if let Some(place) = place_of(&real) {
             self.insert(place, bits);
+        }
+        // Those below it on the way as well: whoever detaches one takes along what is mounted on it.
+        for number in mounts::down_from(&self.table, mounts::of(&real)) {
+            *self.mounts.entry(number).or_default() |= GUARD_WAY;
         }
         for folder in real.ancestors().skip(1) {
             if let Some(place) = place_of(folder) {
@@ -130,16 +170,30 @@ impl Found {
         if let Some(root) = on_it.last().and_then(place_of) {
             self.insert(root, GUARD_PINS);
         }
+        if let Some(number) = mounts::of(path) {
+            *self.mounts.entry(number).or_default() |= GUARD_PINS;
+        }
+    }
+
+    /// What the mounts on the way are mounted on, which nobody sees: whoever removes it in a mount namespace in which nothing is mounted
+    /// there unmounts it everywhere (fs/namei.c, `vfs_rmdir`), and an unmounting spreads to what is mounted on the same.
+    fn add_mountpoints(&mut self) {
+        let points: Vec<_> =
+            self.mounts.keys().filter_map(|number| self.table.get(number)).filter_map(mounts::below).collect();
+        for place in points {
+            self.insert(place, GUARD_WAY);
+        }
     }
 
     /// With one entry for each device, so that the programs can let go of everything on other ones at once.
     fn entries(self) -> Vec<(GuardedKey, u32)> {
         let mut devices: BTreeMap<u32, u32> = BTreeMap::new();
-        for ((dev, _), bits) in &self.0 {
+        for ((dev, _), bits) in &self.inodes {
             *devices.entry(*dev).or_default() |= bits;
         }
         let of_devices = devices.into_iter().map(|(dev, bits)| (GuardedKey { dev, reserved: 0, inode: 0 }, bits));
-        let of_inodes = self.0.into_iter().map(|((dev, inode), bits)| (GuardedKey { dev, reserved: 0, inode }, bits));
+        let of_inodes =
+            self.inodes.into_iter().map(|((dev, inode), bits)| (GuardedKey { dev, reserved: 0, inode }, bits));
         of_devices.chain(of_inodes).collect()
     }
 }
@@ -160,7 +214,7 @@ fn executed(maps: &str) -> BTreeSet<Place> {
 
 /// The agent's control group in the unified hierarchy, as `/proc/self/cgroup` has it: `/system.slice/breakglass-agent.service`.
 pub fn own_cgroup() -> Option<String> {
-    let text = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let text = procfs::read("self/cgroup").ok()?;
     text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
 }
 
@@ -239,13 +293,23 @@ pub fn tell(pins: &Pins, belongings: &Belongings, canary: Option<Place>) -> Resu
     maps.set_knobs(&knobs())?;
     maps.set_owned(&owned(pins)?)?;
     maps.set_devices(&devices(belongings))?;
-    maps.set_guarded(&guarded(belongings, pins, canary))
+    let found = guarded(belongings, pins, canary)
+        .map_err(|source| KernelError::Io { action: "cannot look at the agent's own process", source })?;
+    set(&mut maps, &found)
+}
+
+/// Tells the programs what [`guarded`] found.
+pub(super) fn set(maps: &mut GuardMaps, found: &Guarded) -> Result<(), KernelError> {
+    maps.set_passed(&found.mounts)?;
+    maps.set_guarded(&found.inodes)
 }
 
 const PROC: u64 = 0x9fa0;
 const CGROUP2: u64 = 0x6367_7270;
+const CGROUP1: u64 = 0x0027_e0eb;
+const SYSFS: u64 = 0x6265_6572;
 
-/// Files in procfs and in control groups that nobody writes to while a session is open: rule, folder (empty for any), names.
+/// Files in procfs, sysfs and control groups that nobody writes to while a session is open: rule, folder (empty for any), names.
 const KNOBS: &[(Rule, u64, &str, &[&str])] = &[
     // kernel/trace/, kernel/bpf/, net/core/sysctl_net_core.c
     (
@@ -293,6 +357,7 @@ const KNOBS: &[(Rule, u64, &str, &[&str])] = &[
             "warn_limit",
             "sysrq",
             "io_uring_disabled",
+            "sched_rt_runtime_us",
         ],
     ),
     (Rule::Sysctl, PROC, "usermodehelper", &["bset", "inheritable"]),
@@ -300,6 +365,20 @@ const KNOBS: &[(Rule, u64, &str, &[&str])] = &[
     (Rule::Sysctl, PROC, "vm", &["panic_on_oom", "oom_kill_allocating_task"]),
     (Rule::Sysctl, PROC, "/", &["sysrq-trigger"]),
     (Rule::Memory, PROC, "/", &["kcore"]),
+    // kernel/panic.c: the same as in procfs, under another name.
+    (
+        Rule::Sysctl,
+        SYSFS,
+        "parameters",
+        &["panic", "panic_on_warn", "panic_on_oops", "panic_print", "pause_on_oops", "crash_kexec_post_notifiers"],
+    ),
+    // Where the machine finds its memory's image: writing it replaces what runs (kernel/power/hibernate.c).
+    (Rule::Memory, SYSFS, "power", &["resume"]),
+    // fs/ext4/sysfs.c, drivers/base/memory.c
+    (Rule::Device, SYSFS, "", &["trigger_fs_error"]),
+    (Rule::Memory, SYSFS, "", &["hard_offline_page", "soft_offline_page"]),
+    // Documentation/admin-guide/cgroup-v1: what the kernel starts as root when a group is empty.
+    (Rule::Sysctl, CGROUP1, "", &["release_agent"]),
     // Documentation/admin-guide/cgroup-v2.rst: what stops, kills or starves a group.
     (
         Rule::Cgroup,
@@ -367,7 +446,7 @@ mod tests {
                     7f02-7f03 rw-p 00001000 fe:01 99      /var/lib/some file\n\
                     7f04-7f05 r-xp 00000000 00:00 0       [vdso]\n\nnonsense\n";
         assert_eq!(executed(maps), BTreeSet::from([(0xfe << 20 | 1, 1234)]));
-        let own = executed(&fs::read_to_string("/proc/self/maps").unwrap());
+        let own = executed(&procfs::read("self/maps").unwrap());
         assert!(own.contains(&place_of(&std::env::current_exe().unwrap()).unwrap()));
     }
 
@@ -391,6 +470,8 @@ mod tests {
         let belongings = Belongings { secrets: vec![link.clone()], ..Belongings::default() };
         let pins = Pins::of_this_build(Path::new("/nonexistent"));
         let found: BTreeMap<Place, u32> = guarded(&belongings, &pins, Some((5, 6)))
+            .unwrap()
+            .inodes
             .into_iter()
             .map(|(key, bits)| ((key.dev, key.inode), bits))
             .collect();

@@ -7,7 +7,7 @@
 
 use std::{
     collections::VecDeque,
-    fs::{self, File, OpenOptions},
+    fs::File,
     io::{self, Read as _, Write as _},
     os::fd::{AsRawFd as _, OwnedFd},
     sync::{
@@ -19,11 +19,10 @@ use std::{
 };
 
 use breakglass_abi::{
-    Agent, GuardedKey, Pulse, Settings,
+    Agent, Pulse, Settings,
     settings::{AGENT_ALIVE, CANARY_FUNCTION, CANARY_HOOK, CANARY_TRACEPOINT, PULSE_BLIND, PULSE_SPOOL_FULL},
 };
 use nix::{
-    errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
     libc,
     pty::{OpenptyResult, openpty},
@@ -31,16 +30,20 @@ use nix::{
     sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr},
     time::{ClockId, clock_gettime},
 };
+use rustix::fs::OFlags;
 use tokio::sync::Notify;
 
 use super::{
     error::KernelError,
-    guard::{self, Belongings, Place},
+    guard::{self, Belongings, Guarded, Place},
     maps::{GuardMaps, Life, Maps},
     object::Means,
     pins::Pins,
 };
-use crate::config::Tier;
+use crate::{
+    config::Tier,
+    procfs::{self, Stat},
+};
 
 /// How often the agent shows that it lives.
 const BEAT: Duration = Duration::from_millis(250);
@@ -207,8 +210,8 @@ impl Canaries {
 
     /// Whether an open that must be refused was refused.
     fn open(&self) -> bool {
-        let path = format!("/proc/self/fd/{}", self.refused.as_raw_fd());
-        matches!(OpenOptions::new().write(true).open(path), Err(error) if error.raw_os_error() == Some(libc::EPERM))
+        let path = format!("self/fd/{}", self.refused.as_raw_fd());
+        matches!(procfs::open(&path, OFlags::WRONLY), Err(error) if error.raw_os_error() == Some(libc::EPERM))
     }
 }
 
@@ -252,7 +255,7 @@ impl Heart {
             limit_ms: u32::try_from(stale_after.as_millis()).unwrap_or(u32::MAX),
             open_slot: 0,
             cgroup: guard::own_cgroup(),
-            known: Vec::new(),
+            known: Guarded::default(),
         };
         beating.life.set_agent(this_process().map_err(failed("cannot look at the agent's own process"))?)?;
         beating.beat()?;
@@ -310,7 +313,7 @@ struct Beating {
     open_slot: u32,
     cgroup: Option<String>,
     /// What was guarded when it was last looked up.
-    known: Vec<(GuardedKey, u32)>,
+    known: Guarded,
 }
 
 impl Beating {
@@ -442,18 +445,22 @@ impl Beating {
     /// Looks up what is guarded. `guarded_so_far` says that nobody may have moved anything since the last time.
     fn resolve(&mut self, guarded_so_far: bool) {
         let pins = self.health.pins.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let found = guard::guarded(&self.belongings, &pins, Some(self.place));
+        let found = match guard::guarded(&self.belongings, &pins, Some(self.place)) {
+            Ok(found) => found,
+            // What was guarded stays so: less than that is never told.
+            Err(error) => return tracing::error!(%error, "what is to be guarded cannot be looked up"),
+        };
         if found == self.known {
             return;
         }
-        if guarded_so_far && !self.known.is_empty() && self.known.iter().any(|entry| !found.contains(entry)) {
+        if guarded_so_far && self.known.inodes.iter().any(|entry| !found.inodes.contains(entry)) {
             self.health.say(
                 "guard-moved",
                 "a file or folder of the agent's leads elsewhere than when it was guarded; see the session's mounts and renames"
                     .into(),
             );
         }
-        let told = GuardMaps::open(&pins).and_then(|mut maps| maps.set_guarded(&found));
+        let told = GuardMaps::open(&pins).and_then(|mut maps| guard::set(&mut maps, &found));
         match told {
             Ok(()) => self.known = found,
             Err(error) => tracing::error!(%error, "what is guarded cannot be brought up to date"),
@@ -463,15 +470,13 @@ impl Beating {
 
 /// This process, as the kernel programs will know it.
 fn this_process() -> io::Result<Agent> {
-    let stat = fs::read_to_string("/proc/self/stat")?;
-    // The name, in parentheses, may hold anything; the start time is the 20th field behind it (proc_pid_stat(5)).
-    let start_ticks = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19)?.parse().ok());
-    let (exe_dev, exe_inode) = guard::place(&fs::metadata("/proc/self/exe")?);
-    let mount_ns = fs::metadata("/proc/self/ns/mnt")?;
+    let stat = Stat::of(std::process::id())?;
+    let (exe_dev, exe_inode) = guard::place(&procfs::metadata("self/exe")?);
+    let mount_ns = procfs::metadata("self/ns/mnt")?;
     Ok(Agent {
         tgid: std::process::id(),
         state: AGENT_ALIVE,
-        start_ticks: start_ticks.ok_or_else(|| io::Error::from(Errno::EINVAL))?,
+        start_ticks: stat.start_ticks,
         exe_inode,
         exe_dev,
         mount_ns: u32::try_from(std::os::unix::fs::MetadataExt::ino(&mount_ns)).unwrap_or(0),

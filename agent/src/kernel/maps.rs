@@ -12,9 +12,10 @@ use breakglass_abi::{
 };
 
 use super::{error::KernelError, pins::Pins};
+use crate::procfs::Stat;
 
 /// Every map of the object, in any order.
-pub const NAMES: [&str; 24] = [
+pub const NAMES: [&str; 25] = [
     "AGENT",
     "ATTEMPTS",
     "CANARIES_SEEN",
@@ -22,6 +23,7 @@ pub const NAMES: [&str; 24] = [
     "GUARDED",
     "KNOBS",
     "OWNED",
+    "PASSED",
     "PULSE",
     "AYA_LOGS",
     "AUDIT",
@@ -128,11 +130,7 @@ impl Tagger {
 
 /// Whether a process runs that has this number and started in this tick of the clock, and has not ended.
 fn is_alive(process: ProcessId) -> bool {
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{}/stat", process.tgid)) else { return false };
-    let fields = stat.rfind(')').and_then(|at| stat.get(at + 1..)).unwrap_or_default();
-    let mut fields = fields.split_ascii_whitespace();
-    let (state, start) = (fields.next(), fields.nth(18).and_then(|start| start.parse::<u64>().ok()));
-    start == Some(process.start_ns / NS_PER_TICK) && !matches!(state, None | Some("Z" | "X"))
+    Stat::of(process.tgid).is_ok_and(|stat| stat.start_ticks == process.start_ns / NS_PER_TICK && !stat.ended)
 }
 
 impl Maps {
@@ -193,13 +191,25 @@ impl Maps {
         Ok(found)
     }
 
-    /// Forgets the processes of a session.
-    pub fn untag(&mut self, slot: u32) -> Result<(), KernelError> {
+    /// Forgets the processes of a session. Those that have outlived it stay what they are, and the session closing: the next program or
+    /// process that one of them starts is its end. How many there are.
+    pub fn untag(&mut self, slot: u32) -> Result<usize, KernelError> {
+        let mut alive = 0;
         for process in self.tagged(slot)? {
+            // The agent and the init process are part of no session, whoever tagged them.
+            if is_alive(process) && process.tgid != 1 && process.tgid != std::process::id() {
+                alive += 1;
+                continue;
+            }
             absent_is_fine(self.tags.remove(&key_of(process)))
                 .map_err(|e| KernelError::map("cannot write", "TAGS", e))?;
         }
-        Ok(())
+        Ok(alive)
+    }
+
+    /// Sessions that are closing, or were and have left somebody alive.
+    pub fn closing(&self) -> Result<Vec<u32>, KernelError> {
+        self.slots.keys().collect::<Result<_, _>>().map_err(|e| KernelError::map("cannot list", "SLOTS", e))
     }
 
     /// Forgets the terminals of a session.
@@ -327,6 +337,7 @@ pub struct GuardMaps {
     knobs: HashMap<MapData, [u8; Knob::SIZE], u32>,
     owned: HashMap<MapData, u64, u32>,
     devices: HashMap<MapData, u32, u32>,
+    passed: HashMap<MapData, u32, u32>,
 }
 
 impl GuardMaps {
@@ -337,6 +348,7 @@ impl GuardMaps {
             knobs: open(pins, "KNOBS", Map::HashMap)?,
             owned: open(pins, "OWNED", Map::HashMap)?,
             devices: open(pins, "DEVICES", Map::HashMap)?,
+            passed: open(pins, "PASSED", Map::HashMap)?,
         })
     }
 
@@ -344,6 +356,11 @@ impl GuardMaps {
     pub fn set_guarded(&mut self, entries: &[(GuardedKey, u32)]) -> Result<(), KernelError> {
         let entries: Vec<_> = entries.iter().map(|(key, bits)| (key.to_bytes(), *bits)).collect();
         replace(&mut self.guarded, "GUARDED", &entries)
+    }
+
+    /// Makes these the mounts on the agent's paths.
+    pub fn set_passed(&mut self, mounts: &[(u32, u32)]) -> Result<(), KernelError> {
+        replace(&mut self.passed, "PASSED", mounts)
     }
 
     /// Makes these the switches.

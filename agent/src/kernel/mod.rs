@@ -12,6 +12,7 @@ mod life;
 mod load;
 mod lsm;
 mod maps;
+mod mounts;
 mod object;
 mod offsets;
 mod pins;
@@ -258,7 +259,8 @@ impl Kernel {
         self.maps.set_closing(slot)
     }
 
-    /// Detaches the programs that run only in sessions (up to 0.3 s each), and forgets the session's tags and terminals.
+    /// Detaches the programs that run only in sessions (up to 0.3 s each), and forgets the session's terminals and, but for processes that
+    /// could not be killed, its tags.
     pub fn end_session(&mut self, slot: u32) -> Result<(), KernelError> {
         let settings = self.settings()?;
         if settings.open_slot == slot {
@@ -269,8 +271,13 @@ impl Kernel {
         }
         self.maps.forget_terminals(slot)?;
         self.maps.forget_stdio(slot)?;
-        self.maps.untag(slot)?;
-        self.maps.forget_slot(slot)
+        for over in self.maps.closing()?.into_iter().chain([slot]) {
+            match self.maps.untag(over)? {
+                0 => self.maps.forget_slot(over)?,
+                _ => self.maps.set_closing(over)?,
+            }
+        }
+        Ok(())
     }
 
     /// What the programs were told by this agent, whatever somebody else may have told them since.

@@ -78,7 +78,7 @@ pub const LOGGING: Program = PROGRAMS[1];
 
 /// All programs, in the order in which they are attached. Recording first, then the guard; within it what protects the programs
 /// themselves first.
-pub const PROGRAMS: [Program; 54] = [
+pub const PROGRAMS: [Program; 56] = [
     program("process_exit", Hook::Tracepoint("sched_process_exit"), Attached::Always),
     program("process_fork", Hook::Tracepoint("sched_process_fork"), Attached::Always),
     program("process_judge", Hook::Tracepoint("sched_process_exec"), Attached::Always),
@@ -134,6 +134,8 @@ pub const PROGRAMS: [Program; 54] = [
     optional(guard("guard_chmod", "path_chmod")),
     optional(guard("guard_chown", "path_chown")),
     optional(guard("guard_truncate", "path_truncate")),
+    optional(guard("guard_map", "mmap_file")),
+    optional(guard("guard_option", "fs_context_parse_param")),
     // From 6.2 on.
     optional(guard("guard_file_truncate", "file_truncate")),
 ];

@@ -3,7 +3,7 @@
 use breakglass_abi::{
     Refusal, Ring, Rule,
     record::{REFUSAL_KILLED, REFUSAL_UNTAGGED},
-    settings::{REASON_BLIND, REASON_GONE, REASON_RING, REASON_SPOOL, REASON_STALE},
+    settings::{BY_OPTION, REASON_BLIND, REASON_GONE, REASON_RING, REASON_SPOOL, REASON_STALE},
 };
 use breakglass_api::v1::{self, event::Body};
 
@@ -69,20 +69,24 @@ fn what(rule: Rule, refusal: &Refusal) -> String {
         Rule::Priority => format!("to change the agent's priority, limits or process files{}", of(&place)),
         Rule::File => format!("to change {place}, which is the agent's"),
         Rule::Secret => format!("to read {place}, which is the agent's key"),
-        Rule::Cgroup => format!("to write {place} of a control group that the agent is in"),
+        Rule::Cgroup => format!("to write {place} of a control group that the agent is in, or could be moved to"),
         Rule::Tracing => format!("to write {place}, which changes what can be traced"),
-        Rule::Sysctl => format!("to write {place}, by which the kernel runs programs, or stops"),
+        Rule::Sysctl => {
+            format!("to write {}, by which the kernel runs programs, or stops", or(&place, "an option of a mount"))
+        }
         Rule::Memory => match reach(refusal.value) {
             Some(what) => format!("to reach {what} past the kernel"),
             None => format!("to write {place}, the machine's memory"),
         },
         Rule::Device => match refusal.value {
             0 => format!("to write the disk {place} below the agent's files"),
+            BY_OPTION => "to stop a file system, or the machine with it, by an option of a mount".into(),
             command => format!(
                 "to freeze or shut down the file system of {place}, on which the agent's files are ({command:#x})"
             ),
         },
         Rule::Boot => "to end the machine before what was recorded is durable; try again, or let systemd do it".into(),
+        Rule::Code => format!("to run code of {place}, which it did not before the session: somebody else's wish"),
         Rule::Module => "to load a kernel module".into(),
         Rule::Kexec => "to load another kernel".into(),
         Rule::Perf => "to open performance events".into(),

@@ -173,6 +173,19 @@ async fn an_unusable_webhook_is_said_and_the_rest_works() {
     }
 }
 
+#[tokio::test]
+async fn a_secret_or_certificates_that_are_a_trap_are_said() {
+    use crate::regular::tests::{trap, untrapped};
+    let dir = tempfile::tempdir().unwrap();
+    let (good, _) = webhook(dir.path(), &["204"]).await;
+    let path = dir.path().join("fifo");
+    trap(&path);
+    for hook in [Hook { secret: path.clone(), ..good.clone() }, Hook { ca: Some(path), ..good.clone() }] {
+        let error = untrapped(move || webhook::Webhook::new(&hook, Origin::default()).map(drop)).unwrap_err();
+        assert!(error.contains("not a regular file"), "{error}");
+    }
+}
+
 /// The recorder shows what it made durable, and the system's log has it.
 #[tokio::test]
 async fn what_is_recorded_reaches_the_log() {

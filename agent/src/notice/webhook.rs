@@ -6,7 +6,7 @@
 //! otherwise it is tried again after [`PAUSES`], and given up on after the last.
 
 use std::{
-    fs, io,
+    io,
     os::unix::fs::MetadataExt,
     path::Path,
     sync::{
@@ -33,7 +33,7 @@ use sha2::Sha256;
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{Origin, message::Notice, settings::Hook};
-use crate::session::clock;
+use crate::{blocking, regular, session::clock};
 
 /// Between the attempts at one notice.
 #[cfg(not(test))]
@@ -54,6 +54,8 @@ const ATTEMPT: Duration = Duration::from_secs(10);
 const SECRET: std::ops::RangeInclusive<usize> = 16..=1024;
 /// Largest file of CA certificates, bytes.
 const CA_MAX: u64 = 4 << 20;
+/// How long reading the system's CA certificates may take: a few hundred small files.
+const CA_LIMIT: Duration = Duration::from_secs(10);
 
 /// Where notices are posted.
 pub struct Webhook {
@@ -145,14 +147,11 @@ pub fn signature(secret: &[u8], wall_s: i64, body: &[u8]) -> String {
 /// The secret: a file that nobody but its owner can read.
 fn secret(path: &Path) -> io::Result<Vec<u8>> {
     let wrong = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
-    let meta = fs::metadata(path)?;
-    if meta.mode() & 0o077 != 0 {
+    let file = regular::open(path)?;
+    if file.metadata()?.mode() & 0o077 != 0 {
         return Err(wrong("others can read it; chmod 600".into()));
     }
-    if !meta.is_file() || meta.len() > *SECRET.end() as u64 + 16 {
-        return Err(wrong("it is no file with a secret".into()));
-    }
-    let secret = fs::read(path)?.trim_ascii().to_vec();
+    let secret = regular::content(&file, *SECRET.end() as u64 + 16)?.trim_ascii().to_vec();
     match SECRET.contains(&secret.len()) {
         true => Ok(secret),
         false => Err(wrong(format!("{} bytes; wanted are {} to {}", secret.len(), SECRET.start(), SECRET.end()))),
@@ -163,17 +162,17 @@ fn roots(ca: Option<&Path>) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     let Some(path) = ca else {
         // Those that cannot be read are left out, as every other program leaves them out.
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        let found = blocking::within(CA_LIMIT, rustls_native_certs::load_native_certs)
+            .ok_or("notice.webhook: reading this system's CA certificates does not end; set notice.webhook.ca")?;
+        roots.add_parsable_certificates(found.certs);
         return match roots.is_empty() {
             true => Err("notice.webhook: this system has no CA certificates; set notice.webhook.ca".into()),
             false => Ok(roots),
         };
     };
     let unusable = |e: String| format!("notice.webhook.ca: {}: {e}", path.display());
-    if fs::metadata(path).map_err(|e| unusable(e.to_string()))?.len() > CA_MAX {
-        return Err(unusable("it is too large".into()));
-    }
-    for certificate in CertificateDer::pem_file_iter(path).map_err(|e| unusable(e.to_string()))? {
+    let text = regular::read(path, CA_MAX).map_err(|e| unusable(e.to_string()))?;
+    for certificate in CertificateDer::pem_slice_iter(&text) {
         let certificate = certificate.map_err(|e| unusable(e.to_string()))?;
         roots.add(certificate).map_err(|e| unusable(e.to_string()))?;
     }

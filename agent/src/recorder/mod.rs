@@ -169,8 +169,10 @@ struct Shared {
     high_water: watch::Sender<bool>,
     stats: Mutex<RecorderStats>,
     stopping: AtomicBool,
-    /// Boot clock at which the disk was last asked to make something durable and has not answered, nanoseconds; else 0.
+    /// Boot clock at which the thread began what it has not ended yet, mostly asking the disk to make something durable, nanoseconds; else 0.
     asked_ns: AtomicU64,
+    /// Why the disk will not take anything any more.
+    lost: watch::Sender<Option<String>>,
     /// Who else is told, once it is durable.
     notices: OnceLock<Notices>,
 }
@@ -301,13 +303,18 @@ impl Recorder {
         self.inner.shared.high_water.subscribe()
     }
 
-    /// How long the disk has owed an answer; zero if it owes none. A frozen file system or a lost disk refuses nothing, it only never
-    /// answers, and what is recorded meanwhile is in the kernel's rings alone.
+    /// How long an answer has been owed, by the disk or by whatever else holds the thread up; zero if none is. A frozen file system
+    /// refuses nothing, it only never answers, and what is recorded meanwhile is in the kernel's rings alone.
     pub fn unanswered(&self) -> Duration {
         match self.inner.shared.asked_ns.load(Ordering::Relaxed) {
             0 => Duration::ZERO,
             asked => Duration::from_nanos(clock::now().boot_ns.saturating_sub(asked)),
         }
+    }
+
+    /// Why the disk is lost, once it has refused for ten seconds in a way that does not pass.
+    pub fn lost_disk(&self) -> watch::Receiver<Option<String>> {
+        self.inner.shared.lost.subscribe()
     }
 
     /// What was done, and what is wrong.

@@ -251,6 +251,22 @@ async fn an_event_reported_as_failed_does_not_appear_later() {
 }
 
 #[tokio::test]
+async fn a_disk_that_became_read_only_is_lost_and_a_full_one_is_not() {
+    for (errno, is_lost) in [(nix::libc::EROFS, true), (nix::libc::ENOSPC, false)] {
+        let disk = FakeDisk::default();
+        let (recorder, _reader) = start(&disk, None, options());
+        let mut lost = recorder.lost_disk();
+        disk.set_faults(Faults { fail_writes: true, errno, ..Faults::default() });
+        recorder.record(None, alert("refused")).await.unwrap_err();
+        let told = tokio::time::timeout(Duration::from_secs(13), lost.wait_for(Option::is_some)).await;
+        assert_eq!(told.is_ok(), is_lost, "{errno}");
+        drop(told);
+        disk.set_faults(Faults::default());
+        recorder.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn what_came_late_is_followed_by_a_word() {
     let disk = FakeDisk::default();
     let (recorder, mut reader) = start(&disk, None, options());

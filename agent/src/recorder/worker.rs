@@ -11,6 +11,7 @@ use breakglass_api::{
     frame::{FrameError, Hash, Sealer},
     v1::{ClockStep, Event, event::Body},
 };
+use nix::libc;
 use tokio::sync::{mpsc, watch};
 
 use super::{
@@ -44,6 +45,8 @@ const RETRY_FIRST: Duration = Duration::from_millis(10);
 const RETRY_MAX: Duration = Duration::from_millis(500);
 /// How long the disk may refuse before that counts as high water. A moment is nothing: the kernel's rings hold what comes.
 const REFUSED_MAX: Duration = Duration::from_millis(500);
+/// How long a disk may refuse in a way that does not pass before it counts as lost.
+const LOST_AFTER: Duration = Duration::from_secs(10);
 /// Change of wall clock against boot clock that is recorded, nanoseconds. Slewing stays below.
 const CLOCK_STEP_NS: u64 = 100_000_000;
 
@@ -115,12 +118,19 @@ impl Worker {
     pub fn run(mut self) {
         while !self.stopping() {
             self.wait();
+            self.asks();
             self.take_commands();
             self.read();
             self.look_at_room();
             self.commit(None);
+            self.shared.asked_ns.store(0, Ordering::Relaxed);
         }
         self.finish();
+    }
+
+    /// From now on an answer is owed.
+    fn asks(&self) {
+        self.shared.asked_ns.store(clock::now().boot_ns, Ordering::Relaxed);
     }
 
     fn stopping(&self) -> bool {
@@ -250,10 +260,8 @@ impl Worker {
             if !self.is_due() {
                 return true;
             }
-            self.shared.asked_ns.store(clock::now().boot_ns, Ordering::Relaxed);
-            let done = self.write();
-            self.shared.asked_ns.store(0, Ordering::Relaxed);
-            match done {
+            self.asks();
+            match self.write() {
                 Ok(()) => return true,
                 Err(error) => self.failed(&error),
             }
@@ -414,7 +422,10 @@ impl Worker {
                 ticket.undo();
             }
         }
-        self.refused_since.get_or_insert_with(Instant::now);
+        let since = *self.refused_since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= LOST_AFTER && error.is_of_a_lost_disk() {
+            self.shared.lost.send_replace(Some(error.to_string()));
+        }
         self.trouble(error.to_string());
     }
 
@@ -434,4 +445,13 @@ enum WriteError {
     Spool(#[from] SpoolError),
     #[error("cannot make a frame: {0}")]
     Frame(#[from] FrameError),
+}
+
+impl WriteError {
+    /// Whether the file system was made read-only, as ext4 does with itself at an error, or the disk fails or is gone. A full one can
+    /// be emptied.
+    fn is_of_a_lost_disk(&self) -> bool {
+        let Self::Spool(SpoolError::Io { source, .. }) = self else { return false };
+        matches!(source.raw_os_error(), Some(libc::EROFS | libc::EIO | libc::ENXIO | libc::ENODEV))
+    }
 }

@@ -1,8 +1,9 @@
 //! Something that locks the account if the agent never comes back: a timer of systemd's own, one for the open session.
 //!
 //! It runs `breakglass-agent lock --expired` shortly after the deadline, which locks unless a grant is live; so a timer that was left over,
-//! or that fires during a later session, harms nothing. The timer counts on the boot clock, like the deadline. Best effort: where there
-//! is no systemd, or it does not answer, the agent's own deadline and the key file's stay.
+//! or that fires during a later session, harms nothing. The timer counts on the monotonic clock, systemd.timer(5), which stands still while
+//! the machine sleeps, and the deadline's boot clock does not: it is late by as long as that. Best effort: where there is no systemd, or it
+//! does not answer, the agent's own deadline and the key file's stay.
 
 use std::{
     path::Path,
@@ -64,9 +65,11 @@ fn work(orders: &Receiver<Option<Duration>>, program: &Path, config: &Path) {
     }
 }
 
-/// Arguments of systemd-run(1).
+/// Arguments of systemd-run(1). The unit runs in `/`, so a path from our working folder must not depend on it. Links stay links: what one
+/// leads to when the timer goes off counts.
 fn timer(until_deadline: Duration, program: &Path, config: &Path) -> Vec<String> {
     let seconds = (until_deadline + GRACE).as_secs() + 1;
+    let config = std::path::absolute(config).unwrap_or_else(|_| config.to_owned());
     vec![
         format!("--unit={UNIT}"),
         "--collect".into(),
@@ -91,5 +94,11 @@ mod tests {
         let line =
             timer(Duration::from_millis(1500), Path::new("/usr/sbin/breakglass-agent"), Path::new("/c")).join(" ");
         assert!(line.contains("--on-active=7s") && line.ends_with("lock --expired --config /c"), "{line}");
+    }
+
+    #[test]
+    fn the_timer_finds_a_configuration_that_was_named_from_the_working_folder() {
+        let here = std::env::current_dir().unwrap().join("c.toml").display().to_string();
+        assert_eq!(timer(Duration::ZERO, Path::new("/a"), Path::new("c.toml")).last(), Some(&here));
     }
 }

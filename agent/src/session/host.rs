@@ -1,6 +1,9 @@
 //! The real machine behind a session: this host's account, kernel programs and processes.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
 
 use breakglass_api::v1::{CredentialsRotated, LeftBehind, left_behind::Category};
 use uuid::Uuid;
@@ -35,6 +38,8 @@ pub struct Host {
     /// Whether FIDO keys must check their holder.
     verify: bool,
     rotation: Rotation,
+    /// How often locking was begun: enabling may hang for as long as somebody likes, and must not win in the end.
+    locks: AtomicU64,
     /// Where nothing could be loaded, the reason. None after unloading.
     kernel: Result<Mutex<Option<Kernel>>, String>,
 }
@@ -62,6 +67,7 @@ impl Host {
             backstop,
             verify: false,
             rotation: Rotation::default(),
+            locks: AtomicU64::new(0),
             kernel,
         }
     }
@@ -156,7 +162,12 @@ impl Machine for Host {
         };
         // First: should the agent hang while it enables, something else locks.
         self.backstop.arm(clock::until(access.deadline_boot_ns));
+        let locks = self.locks.load(Ordering::SeqCst);
         let way = self.account.enable(&grant).map_err(|e| MachineError(e.to_string()))?;
+        if self.locks.load(Ordering::SeqCst) != locks {
+            self.account.lock().map_err(|e| MachineError(e.to_string()))?;
+            return Err(MachineError("the account was locked while it was being enabled, and stays locked".into()));
+        }
         let shadow = match way {
             Way::Shadow => "shadow entry opened",
             Way::Overlay => "a copy with the entry opened mounted over the shadow file",
@@ -165,6 +176,7 @@ impl Machine for Host {
     }
 
     fn lock(&self) -> Result<String, MachineError> {
+        self.locks.fetch_add(1, Ordering::SeqCst);
         self.rotation.see(self.account.state().ok());
         self.account.lock().map_err(|e| MachineError(e.to_string()))?;
         self.backstop.disarm();

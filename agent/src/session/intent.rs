@@ -8,7 +8,11 @@ use std::{
     fs, io,
     io::Write as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -18,6 +22,7 @@ use super::{
     grant::Grant,
     machine::{Access, Counts},
 };
+use crate::{blocking, regular};
 
 const FILE: &str = "session.json";
 
@@ -96,14 +101,19 @@ impl Intent {
 #[derive(Clone)]
 pub struct IntentStore {
     folders: [PathBuf; 2],
+    /// Folders that have not answered yet. They are left out until they do: every call that waits for a disk holds a thread.
+    waiting: Arc<[AtomicBool; 2]>,
     /// Called before each step that lasts, so that tests can stop a run between any two.
     checkpoint: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
+/// How long a folder may take for a note. One of the two is in memory, and one is enough.
+const FOLDER_LIMIT: Duration = Duration::from_secs(2);
+
 impl IntentStore {
     /// `state` outlives a reboot; `runtime` need not.
     pub fn new(state: &Path, runtime: &Path) -> Self {
-        Self { folders: [state.to_owned(), runtime.to_owned()], checkpoint: None }
+        Self { folders: [state.to_owned(), runtime.to_owned()], waiting: Arc::default(), checkpoint: None }
     }
 
     /// The same, with a call before each step that lasts.
@@ -118,24 +128,46 @@ impl IntentStore {
         }
     }
 
-    /// Writes the note; an error only if neither folder took it.
-    pub fn write(&self, intent: &Intent) -> io::Result<()> {
-        let text = serde_json::to_vec(intent)?;
-        let results = self.folders.each_ref().map(|folder| {
-            self.before_step();
-            replace(folder, &text)
-        });
-        for (folder, result) in self.folders.iter().zip(&results) {
-            if let Err(error) = result {
-                tracing::warn!(folder = %folder.display(), %error, "cannot keep the session's note here");
+    /// Writes the note; an error only if neither folder took it in time.
+    pub async fn write(&self, intent: &Intent) -> io::Result<()> {
+        let text: Arc<[u8]> = serde_json::to_vec(intent)?.into();
+        self.in_folders("cannot keep the session's note here", move |folder| replace(folder, &text)).await
+    }
+
+    /// Does something in both folders, one after the other, off the runtime's threads. The first folder's error, if neither did it.
+    async fn in_folders(
+        &self,
+        trouble: &'static str,
+        act: impl Fn(&Path) -> io::Result<()> + Clone + Send + 'static,
+    ) -> io::Result<()> {
+        let mut results = [Ok(()), Ok(())];
+        for (number, result) in results.iter_mut().enumerate() {
+            let (this, act) = (self.clone(), act.clone());
+            let done = blocking::run(move || this.in_folder(number, act));
+            *result =
+                tokio::time::timeout(FOLDER_LIMIT, done).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+            if let (Err(error), Some(folder)) = (result, self.folders.get(number)) {
+                tracing::warn!(folder = %folder.display(), %error, "{trouble}");
             }
         }
         let [state, runtime] = results;
         state.or(runtime)
     }
 
+    fn in_folder(&self, number: usize, act: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
+        let (Some(folder), Some(waiting)) = (self.folders.get(number), self.waiting.get(number)) else { return Ok(()) };
+        if waiting.swap(true, Ordering::AcqRel) {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the disk has not answered the last time yet"));
+        }
+        self.before_step();
+        let result = act(folder);
+        waiting.store(false, Ordering::Release);
+        result
+    }
+
     /// The note, if there is one. A damaged file is reported and treated as none: the start locks in any case. Where the two folders
-    /// disagree, because one of them did not take a change, the newer one counts: session ids are ordered by time.
+    /// disagree, because one of them did not take a change, the newer one counts: the kernel's numbers of sessions go up, whatever the
+    /// wall clock does.
     pub fn read(&self) -> Option<Intent> {
         let notes = self.folders.iter().filter_map(|folder| {
             let path = folder.join(FILE);
@@ -148,29 +180,19 @@ impl IntentStore {
                 }
             }
         });
-        notes.max_by_key(|intent| (intent.session, intent.revision))
+        notes.max_by_key(|intent| (intent.slot, intent.revision))
     }
 
-    /// Removes the note everywhere.
-    pub fn clear(&self) -> io::Result<()> {
-        let mut result = Ok(());
-        for folder in &self.folders {
-            self.before_step();
-            match fs::remove_file(folder.join(FILE)) {
-                Ok(()) => sync_folder(folder)?,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => result = Err(error),
-            }
-        }
-        result
+    /// Removes the note everywhere, as far as the disks answer.
+    pub async fn clear(&self) {
+        let trouble = "the session's note could not be removed here; the next start will close it again";
+        // Said for each folder; nothing else can be done.
+        let _ = self.in_folders(trouble, remove).await;
     }
 }
 
 fn read(path: &Path) -> io::Result<Intent> {
-    if fs::metadata(path)?.len() > SIZE_LIMIT {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "larger than any note we write"));
-    }
-    Ok(serde_json::from_slice(&fs::read(path)?)?)
+    Ok(serde_json::from_slice(&regular::read(path, SIZE_LIMIT)?)?)
 }
 
 /// Writes beside the file, then renames over it.
@@ -180,6 +202,14 @@ fn replace(folder: &Path, text: &[u8]) -> io::Result<()> {
     file.as_file().sync_all()?;
     file.persist(folder.join(FILE))?;
     sync_folder(folder)
+}
+
+fn remove(folder: &Path) -> io::Result<()> {
+    match fs::remove_file(folder.join(FILE)) {
+        Ok(()) => sync_folder(folder),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 fn sync_folder(folder: &Path) -> io::Result<()> {
@@ -210,32 +240,58 @@ impl Intent {
 mod tests {
     use super::*;
 
-    #[test]
-    fn one_folder_is_enough() {
+    #[tokio::test]
+    async fn one_folder_is_enough() {
         let good = tempfile::tempdir().unwrap();
         let missing = good.path().join("missing");
         for store in [IntentStore::new(good.path(), &missing), IntentStore::new(&missing, good.path())] {
             let intent = Intent::sample();
-            store.write(&intent).unwrap();
+            store.write(&intent).await.unwrap();
             assert_eq!(store.read(), Some(intent));
-            store.clear().unwrap();
+            store.clear().await;
             assert_eq!(store.read(), None);
         }
-        let error = IntentStore::new(&missing, &missing).write(&Intent::sample()).unwrap_err();
+        let error = IntentStore::new(&missing, &missing).write(&Intent::sample()).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 
-    #[test]
-    fn the_newer_of_two_notes_counts() {
+    #[tokio::test]
+    async fn the_newer_of_two_notes_counts() {
         let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let older = Intent::sample();
-        let newer = Intent { revision: 1, deadline_boot_ns: 2, ..older.clone() };
+        let changed = Intent { revision: 1, deadline_boot_ns: 2, ..older.clone() };
+        // The wall clock, from which ids are made, was set back between the two.
+        let next = Intent { slot: older.slot + 1, session: Uuid::nil(), ..older.clone() };
         let missing = first.path().join("missing");
-        for (state, runtime) in [(&older, &newer), (&newer, &older)] {
-            IntentStore::new(first.path(), &missing).write(state).unwrap();
-            IntentStore::new(second.path(), &missing).write(runtime).unwrap();
-            assert_eq!(IntentStore::new(first.path(), second.path()).read(), Some(newer.clone()));
+        for newer in [changed, next] {
+            for (state, runtime) in [(&older, &newer), (&newer, &older)] {
+                IntentStore::new(first.path(), &missing).write(state).await.unwrap();
+                IntentStore::new(second.path(), &missing).write(runtime).await.unwrap();
+                assert_eq!(IntentStore::new(first.path(), second.path()).read(), Some(newer.clone()));
+            }
         }
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_does_not_answer_holds_nobody_up_for_long() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = IntentStore::new(&folder.path().join("missing"), folder.path());
+        let (hold, held) = std::sync::mpsc::channel::<()>();
+        let held = std::sync::Mutex::new(held);
+        let first = std::sync::atomic::AtomicBool::new(true);
+        let hanging = store.watched(move || {
+            if first.swap(false, Ordering::AcqRel) {
+                let _ = held.lock().unwrap().recv();
+            }
+        });
+        let intent = Intent::sample();
+        hanging.write(&intent).await.unwrap();
+        assert_eq!(hanging.read(), Some(intent.clone()));
+        // The second time the one that hangs is not asked.
+        let asked = std::time::Instant::now();
+        hanging.write(&Intent { revision: 1, ..intent }).await.unwrap();
+        assert!(asked.elapsed() < FOLDER_LIMIT);
+        drop(hold);
     }
 
     #[test]

@@ -14,7 +14,10 @@ use std::{
 use breakglass_api::v1::LeftBehind;
 use uuid::Uuid;
 
-use crate::aftermath::{self, Limits, Part, Snapshot};
+use crate::{
+    aftermath::{self, Limits, Part, Snapshot},
+    regular,
+};
 
 /// The walk that was made at rest.
 const REST: &str = "rest";
@@ -112,11 +115,7 @@ impl Looks {
         if let Some(bytes) = self.memory().get(name) {
             return Snapshot::from_bytes(bytes).map_err(io::Error::other);
         }
-        let path = self.folder.join(name);
-        if fs::metadata(&path)?.len() > STORED_MAX {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "larger than any look that was kept"));
-        }
-        Snapshot::from_bytes(&fs::read(&path)?).map_err(io::Error::other)
+        Snapshot::from_bytes(&regular::read(&self.folder.join(name), STORED_MAX)?).map_err(io::Error::other)
     }
 }
 
@@ -128,6 +127,15 @@ fn incomplete(left: &mut LeftBehind, what: String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_look_that_is_a_trap_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let looks = Looks::new(folder.path().to_owned(), "/nowhere".into(), true);
+        regular::tests::trap(&folder.path().join(REST));
+        let kept = regular::tests::untrapped(move || looks.kept(REST).map(drop));
+        assert_eq!(kept.unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
 
     #[test]
     fn without_a_look_from_before_the_event_says_so() {

@@ -14,7 +14,7 @@ use super::{
     machine::Machine,
     manager::{Journal, Manager},
 };
-use crate::{config::Config, control::verifier::Verifier};
+use crate::{blocking, config::Config, control::verifier::Verifier};
 
 /// Orders waiting to be carried out.
 const WAITING_MAX: usize = 8;
@@ -32,6 +32,7 @@ pub fn desk() -> (crate::ship::Orders, Desk) {
 }
 
 /// What reads the rules anew.
+#[derive(Clone)]
 pub struct Rules {
     /// The configuration.
     pub config: PathBuf,
@@ -113,7 +114,9 @@ async fn refresh<M: Machine, J: Journal>(
     reason: String,
 ) -> (&'static str, String) {
     note(manager, None, "refresh-policy", by, reason).await;
-    match rules.refresh() {
+    let rules = rules.clone();
+    // It reads a file.
+    match blocking::run(move || rules.refresh()).await {
         Ok(()) => ("done", "the rules about grants were read anew".to_owned()),
         Err(error) => ("failed", format!("the rules stay as they were: {error}")),
     }

@@ -2,18 +2,25 @@
 //!
 //! Locking an account ends nothing that runs already, so the end of a session is a hunt: everything that the kernel has
 //! tagged, and, in case a tag was lost with the programs, everything that runs under the account's uid or audit login uid.
+//! What cannot be looked at is never taken for dead.
 
 use std::{
-    collections::HashSet,
-    fs, io,
+    collections::{BTreeSet, HashSet},
+    io,
     os::fd::OwnedFd,
     thread,
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::{
+    io::Errno,
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
 
-use crate::kernel::ProcessId;
+use crate::{
+    kernel::ProcessId,
+    procfs::{self, Stat},
+};
 
 /// Longest that the hunt goes on before it reports survivors. A killed process that is stuck in the kernel dies when the
 /// kernel lets it go; waiting longer would only delay the report.
@@ -32,6 +39,8 @@ pub struct Hunt {
     pub killed: u32,
     /// Processes that were still there when the time was up.
     pub survivors: Vec<ProcessId>,
+    /// Whether there may be more of them, because not every process could be looked at.
+    pub unsure: bool,
 }
 
 /// Kills everything that `tagged` lists and everything of `uid`, until nothing is left or [`HUNT_LIMIT`] is over.
@@ -41,13 +50,11 @@ pub fn hunt(uid: u32, mut tagged: impl FnMut() -> Vec<ProcessId>) -> Hunt {
     let mut quiet = 0;
     let mut pause = Duration::from_millis(1);
     loop {
-        let alive = kill_round(uid, &tagged(), &mut killed);
-        quiet = if alive.is_empty() { quiet + 1 } else { 0 };
-        if quiet == QUIET_ROUNDS {
-            return Hunt { killed: count(&killed), survivors: Vec::new() };
-        }
-        if Instant::now() >= end {
-            return Hunt { killed: count(&killed), survivors: alive };
+        let round = kill_round(uid, &tagged(), &mut killed);
+        quiet = if round.alive.is_empty() && !round.unsure { quiet + 1 } else { 0 };
+        if quiet == QUIET_ROUNDS || Instant::now() >= end {
+            let killed = u32::try_from(killed.len()).unwrap_or(u32::MAX);
+            return Hunt { killed, survivors: round.alive, unsure: round.unsure };
         }
         thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(20));
@@ -56,74 +63,95 @@ pub fn hunt(uid: u32, mut tagged: impl FnMut() -> Vec<ProcessId>) -> Hunt {
 
 /// Processes of `uid` by any of their user ids or by audit login uid, the caller itself and PID 1 excluded.
 pub fn of_uid(uid: u32) -> Vec<ProcessId> {
-    numbers().filter_map(|pid| Target::open(pid).filter(|target| target.belongs_to(uid))).map(|t| t.id()).collect()
+    let numbers = procfs::processes().unwrap_or_else(|error| {
+        tracing::error!(%error, "the processes of this host cannot be listed");
+        Vec::new()
+    });
+    let targets = numbers.into_iter().filter(|&pid| is_fair(pid)).filter_map(|pid| Target::open(pid).ok()?);
+    targets.filter(|target| target.belongs_to(uid)).map(|target| target.id()).collect()
 }
 
-fn count(killed: &HashSet<ProcessId>) -> u32 {
-    u32::try_from(killed.len()).unwrap_or(u32::MAX)
+/// Whether a process may be killed at all: neither this one nor the init process.
+fn is_fair(pid: u32) -> bool {
+    pid != 1 && pid != std::process::id()
 }
 
-/// One pass; returns those that were alive.
-fn kill_round(uid: u32, tagged: &[ProcessId], killed: &mut HashSet<ProcessId>) -> Vec<ProcessId> {
+/// What one pass saw.
+#[derive(Default)]
+struct Round {
+    alive: Vec<ProcessId>,
+    unsure: bool,
+}
+
+/// One pass. The kernel's own list is not only held against what `/proc` shows: what is on it is looked for by its number.
+fn kill_round(uid: u32, tagged: &[ProcessId], killed: &mut HashSet<ProcessId>) -> Round {
+    let mut round = Round::default();
+    let listed = procfs::processes().unwrap_or_else(|error| {
+        tracing::error!(%error, "the processes of this host cannot be listed; those that the kernel has tagged are hunted");
+        round.unsure = true;
+        Vec::new()
+    });
+    let numbers: BTreeSet<u32> = listed.into_iter().chain(tagged.iter().map(|process| process.tgid)).collect();
     let tagged: HashSet<(u32, u64)> = tagged.iter().map(|p| (p.tgid, p.start_ns / NS_PER_TICK)).collect();
-    let mut alive = Vec::new();
-    for target in numbers().filter_map(Target::open) {
-        if target.dead || !(tagged.contains(&(target.pid, target.start_ticks)) || target.belongs_to(uid)) {
+    for pid in numbers.into_iter().filter(|&pid| is_fair(pid)) {
+        let target = match Target::open(pid) {
+            Ok(Some(target)) => target,
+            Ok(None) => continue,
+            Err(error) => {
+                tracing::error!(pid, %error, "a process cannot be looked at; it is not taken for dead");
+                round.unsure = true;
+                continue;
+            }
+        };
+        if target.stat.ended || !(tagged.contains(&(pid, target.stat.start_ticks)) || target.belongs_to(uid)) {
             continue;
         }
-        alive.push(target.id());
+        round.alive.push(target.id());
         match target.kill() {
             Ok(()) => {
                 killed.insert(target.id());
             }
-            Err(rustix::io::Errno::SRCH) => {}
-            Err(error) => tracing::error!(pid = target.pid, %error, "cannot kill a process of the session"),
+            Err(Errno::SRCH) => {}
+            Err(error) => tracing::error!(pid, %error, "cannot kill a process of the session"),
         }
     }
-    alive
-}
-
-/// Every process number in `/proc` but our own and PID 1's.
-fn numbers() -> impl Iterator<Item = u32> {
-    let own = std::process::id();
-    fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
-        .filter(move |&pid| pid != own && pid != 1)
+    round
 }
 
 /// A process held by descriptor: what is read of it after opening is of the process that the signal will reach.
 struct Target {
     pid: u32,
     fd: OwnedFd,
-    start_ticks: u64,
-    dead: bool,
+    stat: Stat,
 }
 
 impl Target {
-    fn open(pid: u32) -> Option<Self> {
-        let fd = pidfd_open(Pid::from_raw(i32::try_from(pid).ok()?)?, PidfdFlags::empty()).ok()?;
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let (state, start_ticks) = parse_stat(&stat)?;
-        Some(Self { pid, fd, start_ticks, dead: matches!(state, 'Z' | 'X') })
+    /// `None` where there is none of this number any more.
+    fn open(pid: u32) -> io::Result<Option<Self>> {
+        let Some(number) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+        let opened = pidfd_open(number, PidfdFlags::empty()).map_err(io::Error::from);
+        match opened.and_then(|fd| Ok((fd, Stat::of(pid)?))) {
+            Ok((fd, stat)) => Ok(Some(Self { pid, fd, stat })),
+            Err(error) if is_gone(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     fn id(&self) -> ProcessId {
-        ProcessId { tgid: self.pid, start_ns: self.start_ticks * NS_PER_TICK }
+        ProcessId { tgid: self.pid, start_ns: self.stat.start_ticks * NS_PER_TICK }
     }
 
     fn belongs_to(&self, uid: u32) -> bool {
-        !self.dead && (self.has_uid(uid).unwrap_or(false) || self.has_loginuid(uid).unwrap_or(false))
+        !self.stat.ended && (self.has_uid(uid).unwrap_or(false) || self.has_loginuid(uid).unwrap_or(false))
     }
 
     fn has_uid(&self, uid: u32) -> io::Result<bool> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
+        let status = procfs::read(&format!("{}/status", self.pid))?;
         Ok(status_uids(&status).any(|found| found == uid))
     }
 
     fn has_loginuid(&self, uid: u32) -> io::Result<bool> {
-        Ok(fs::read_to_string(format!("/proc/{}/loginuid", self.pid))?.trim().parse() == Ok(uid))
+        Ok(procfs::read(&format!("{}/loginuid", self.pid))?.trim().parse() == Ok(uid))
     }
 
     fn kill(&self) -> rustix::io::Result<()> {
@@ -131,13 +159,9 @@ impl Target {
     }
 }
 
-/// State (field 3) and start time (field 22) of `/proc/PID/stat`; the name in field 2 may hold anything, parentheses too.
-pub(super) fn parse_stat(stat: &str) -> Option<(char, u64)> {
-    let rest = &stat[stat.rfind(')')? + 1..];
-    let mut fields = rest.split_ascii_whitespace();
-    let state = fields.next()?.chars().next()?;
-    let start = fields.nth(18)?.parse().ok()?;
-    Some((state, start))
+/// What a process that has ended gives: its number is free, or its files are gone while somebody reads.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::SRCH.raw_os_error())
 }
 
 /// The real, effective, saved and file-system uid of `/proc/PID/status`.
@@ -160,14 +184,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stat_with_a_hostile_name() {
-        let stat = "77 (a) R 1 (b)) S 1 77 77 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 1 2 3";
-        assert_eq!(parse_stat(stat), Some(('S', 4242)));
-        assert_eq!(parse_stat("77 (x"), None);
-        assert_eq!(parse_stat(""), None);
-    }
-
-    #[test]
     fn uids_of_status() {
         let status = "Name:\tUid:\nUid:\t1\t2\t3\t4\nGid:\t9\t9\t9\t9\n";
         assert_eq!(status_uids(status).collect::<Vec<_>>(), [1, 2, 3, 4]);
@@ -176,7 +192,7 @@ mod tests {
     #[test]
     fn a_tagged_process_is_killed_and_its_namesake_is_not() {
         let mut child = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap();
-        let id = Target::open(child.id()).unwrap().id();
+        let id = Target::open(child.id()).unwrap().unwrap().id();
         // Nobody has this uid, so only the tag can find the child.
         let nobody = 3_999_999_999;
         let stranger = ProcessId { start_ns: id.start_ns + 10 * NS_PER_TICK, ..id };
@@ -184,7 +200,7 @@ mod tests {
         assert!(child.try_wait().unwrap().is_none(), "a process with another start time was killed");
 
         let hunted = hunt(nobody, || vec![id]);
-        assert_eq!(hunted, Hunt { killed: 1, survivors: vec![] });
+        assert_eq!(hunted, Hunt { killed: 1, ..Hunt::default() });
         assert!(!child.wait().unwrap().success());
     }
 
@@ -198,9 +214,36 @@ mod tests {
         let mut children: Vec<_> =
             (0..5).map(|_| Command::new("sleep").arg("1000").uid(uid).stdin(Stdio::null()).spawn().unwrap()).collect();
         assert_eq!(of_uid(uid).len(), 5);
-        assert_eq!(hunt(uid, Vec::new), Hunt { killed: 5, survivors: vec![] });
+        assert_eq!(hunt(uid, Vec::new), Hunt { killed: 5, ..Hunt::default() });
         for child in &mut children {
             assert!(!child.wait().unwrap().success());
         }
+    }
+
+    #[test]
+    fn a_process_whose_first_thread_has_ended_is_killed() {
+        // The thread group goes on without its leader, which /proc then shows as a zombie.
+        let program = "import ctypes, threading, time\nthreading.Thread(target=time.sleep, args=(1000,)).start()\n\
+                       print('ready', flush=True)\nctypes.CDLL(None).syscall(60, 0)";
+        let started = Command::new("python3").args(["-c", program]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+        let Ok(mut child) = started else {
+            println!("skipped: there is no python3");
+            return;
+        };
+        let end = Instant::now() + Duration::from_secs(30);
+        let is_zombie = || procfs::read(&format!("{}/stat", child.id())).is_ok_and(|stat| stat.contains(") Z "));
+        while !is_zombie() {
+            assert!(Instant::now() < end, "its first thread never ended");
+            thread::sleep(Duration::from_millis(5));
+        }
+        let id = Target::open(child.id()).unwrap().unwrap().id();
+        assert_eq!(hunt(3_999_999_999, || vec![id]), Hunt { killed: 1, ..Hunt::default() });
+        assert!(!child.wait().unwrap().success());
+    }
+
+    #[test]
+    fn what_is_gone_is_not_in_the_way() {
+        let gone = ProcessId { tgid: 4_194_305, start_ns: 1 };
+        assert_eq!(hunt(3_999_999_999, || vec![gone]), Hunt::default());
     }
 }

@@ -10,11 +10,12 @@
 //! The host's signing key is not among them: it evolves by itself ([`crate::evidence`]).
 
 use std::{
-    fs,
+    fs, io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use breakglass_api::v1::{
@@ -23,15 +24,25 @@ use breakglass_api::v1::{
 };
 use ssh_key::{HashAlg, PublicKey};
 
-use super::{intent::Intent, systemd};
+use super::{intent::Intent, service::HOST_KEY_SIZE_MAX, systemd};
 use crate::{
-    account::shadow::State,
+    account::{
+        replace::{self, Checkpoint, NoCheckpoint},
+        shadow::State,
+    },
     codes::{Book, CodeError, FEW},
     config::Config,
+    program, regular,
 };
 
 /// Most host keys that are made anew; a host has three or four.
 const HOST_KEYS_MAX: usize = 16;
+
+/// How long making all of them may take: the next session waits for it. An RSA key takes a slow machine some seconds.
+const RENEWAL_LIMIT: Duration = Duration::from_secs(60);
+
+/// Where ssh-keygen is looked for.
+const PROGRAMS: &str = "/usr/bin:/bin";
 
 /// Units of sshd, by distribution.
 const SSHD: &[&str] = &["ssh.service", "sshd.service"];
@@ -80,7 +91,7 @@ impl Rotation {
         let found = self.found.lock().unwrap_or_else(PoisonError::into_inner).take();
         credentials.push(password(account, found));
         match &self.host_keys {
-            Some(folder) if self.renew_host_keys => credentials.extend(renew_host_keys(folder)),
+            Some(folder) if self.renew_host_keys => credentials.extend(renew_host_keys(folder, &Keygen::default())),
             Some(folder) => credentials.extend(host_keys(folder).iter().map(|path| kept(path))),
             None => {}
         }
@@ -149,8 +160,8 @@ fn kept(path: &Path) -> Credential {
 }
 
 /// Makes every host key in the folder anew, and has sshd take them.
-fn renew_host_keys(folder: &Path) -> Vec<Credential> {
-    let renewed: Vec<Credential> = host_keys(folder).iter().map(|path| renew(path)).collect();
+fn renew_host_keys(folder: &Path, keygen: &Keygen<'_>) -> Vec<Credential> {
+    let renewed: Vec<Credential> = host_keys(folder).iter().map(|path| renew(path, keygen)).collect();
     if renewed.is_empty() {
         let detail = format!("there are no host keys in {}; set account.ssh_host_keys", folder.display());
         return vec![credential(Kind::SshHostKey, "", detail, false)];
@@ -166,24 +177,24 @@ fn is_host_key(name: &str) -> bool {
     name.strip_prefix("ssh_host_").is_some_and(|rest| rest.ends_with("_key"))
 }
 
-fn renew(path: &Path) -> Credential {
+fn renew(path: &Path, keygen: &Keygen<'_>) -> Credential {
     let old = fingerprint(path).unwrap_or_else(|_| path.display().to_string());
-    match try_renew(path) {
+    match try_renew(path, keygen) {
         Ok(new) => Credential {
             successor: new,
             ..credential(Kind::SshHostKey, &old, format!("{} was made anew", path.display()), true)
         },
-        Err(why) => credential(Kind::SshHostKey, &old, format!("{} is as it was: {why}", path.display()), false),
+        Err(why) => credential(Kind::SshHostKey, &old, format!("{} was not made anew: {why}", path.display()), false),
     }
 }
 
 /// The new pair is made beside the old one and takes its place in two steps, the private half last: sshd goes by that.
-fn try_renew(path: &Path) -> Result<String, String> {
+fn try_renew(path: &Path, keygen: &Keygen<'_>) -> Result<String, String> {
     let public = with_ending(path, ".pub");
     if with_ending(path, "-cert.pub").exists() {
         return Err("it has a certificate, which a new key would make void; renew both by hand".into());
     }
-    let line = fs::read_to_string(&public).map_err(|e| format!("{}: {e}", public.display()))?;
+    let line = public_line(&public).map_err(|e| format!("{}: {e}", public.display()))?;
     let options: &[&str] = match line.split(' ').next() {
         Some("ssh-ed25519") => &["-t", "ed25519"],
         Some("ecdsa-sha2-nistp256") => &["-t", "ecdsa", "-b", "256"],
@@ -195,29 +206,44 @@ fn try_renew(path: &Path) -> Result<String, String> {
     let folder = path.parent().ok_or("it lies in no folder")?;
     let work = tempfile::Builder::new().prefix(".breakglass-").tempdir_in(folder).map_err(|e| e.to_string())?;
     let made = work.path().join("key");
-    let status = Command::new("ssh-keygen")
-        .args(["-q", "-N", "", "-C", ""])
-        .args(options)
-        .arg("-f")
-        .arg(&made)
-        .env_clear()
-        .env("PATH", "/usr/bin:/bin")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    match status {
-        Ok(status) if status.success() => {}
-        Ok(status) => return Err(format!("ssh-keygen failed ({status})")),
-        Err(error) => return Err(format!("ssh-keygen cannot be run: {error}")),
-    }
+    keygen.make(&made, options)?;
     let new = fingerprint(&made)?;
     let made_public = with_ending(&made, ".pub");
     // Ours is a umask for secrets.
     fs::set_permissions(&made_public, fs::Permissions::from_mode(0o644)).map_err(|e| e.to_string())?;
-    fs::rename(made_public, &public).map_err(|e| e.to_string())?;
-    fs::rename(&made, path).map_err(|e| e.to_string())?;
+    // A key that is empty after a power cut keeps sshd from starting.
+    replace::take_places(&[(&made_public, &public), (&made, path)], keygen.checkpoint)
+        .map_err(|e| format!("the new pair cannot be put there for good: {e}"))?;
     Ok(new)
+}
+
+/// How pairs are made.
+struct Keygen<'a> {
+    /// Folders with ssh-keygen.
+    programs: &'a str,
+    /// When all of them must be made.
+    until: Instant,
+    checkpoint: &'a dyn Checkpoint,
+}
+
+impl Default for Keygen<'_> {
+    fn default() -> Self {
+        Self { programs: PROGRAMS, until: Instant::now() + RENEWAL_LIMIT, checkpoint: &NoCheckpoint }
+    }
+}
+
+impl Keygen<'_> {
+    fn make(&self, path: &Path, options: &[&str]) -> Result<(), String> {
+        let mut command = Command::new("ssh-keygen");
+        command.args(["-q", "-N", "", "-C", ""]).args(options).arg("-f").arg(path);
+        command.env_clear().env("PATH", self.programs);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        match program::run(&mut command, self.until.saturating_duration_since(Instant::now())) {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(format!("ssh-keygen failed ({status})")),
+            Err(error) => Err(format!("ssh-keygen: {error}")),
+        }
+    }
 }
 
 fn with_ending(path: &Path, ending: &str) -> PathBuf {
@@ -227,13 +253,19 @@ fn with_ending(path: &Path, ending: &str) -> PathBuf {
 }
 
 fn fingerprint(path: &Path) -> Result<String, String> {
-    let line = fs::read_to_string(with_ending(path, ".pub")).map_err(|e| e.to_string())?;
+    let line = public_line(&with_ending(path, ".pub")).map_err(|e| e.to_string())?;
     PublicKey::from_openssh(&line).map(|key| key.fingerprint(HashAlg::Sha256).to_string()).map_err(|e| e.to_string())
+}
+
+/// The session's root could have left anything there.
+fn public_line(path: &Path) -> io::Result<String> {
+    regular::read_to_string(path, HOST_KEY_SIZE_MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::account::replace::{Step, tests::Steps};
 
     fn keygen(path: &Path) -> bool {
         let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(path).status();
@@ -249,14 +281,17 @@ mod tests {
             return;
         }
         let (before, private) = (fingerprint(&path).unwrap(), fs::read(&path).unwrap());
-        let renewed = renew_host_keys(folder.path());
+        let steps = Steps::default();
+        let renewed = renew_host_keys(folder.path(), &Keygen { checkpoint: &steps, ..Keygen::default() });
         let [one] = renewed.as_slice() else { panic!("{renewed:?}") };
         assert!(one.void && one.name == before && one.successor == fingerprint(&path).unwrap(), "{one:?}");
         assert!(before != one.successor && private != fs::read(&path).unwrap());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing is left beside them");
+        let synced = [Step::SyncFile, Step::SyncFile, Step::Rename, Step::Rename, Step::SyncFolder];
+        assert_eq!(*steps.0.lock().unwrap(), synced);
 
         fs::write(with_ending(&path, "-cert.pub"), "x").unwrap();
-        let kept = renew_host_keys(folder.path());
+        let kept = renew_host_keys(folder.path(), &Keygen::default());
         assert!(!kept[0].void && kept[0].detail.contains("certificate"), "{kept:?}");
         assert_eq!(one.successor, fingerprint(&path).unwrap());
     }
@@ -276,9 +311,37 @@ mod tests {
     }
 
     #[test]
+    fn a_public_key_that_is_a_trap_holds_up_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ssh_host_ed25519_key");
+        fs::write(&path, "x").unwrap();
+        regular::tests::trap(&with_ending(&path, ".pub"));
+        let found = regular::tests::untrapped(move || (kept(&path), renew(&path, &Keygen::default())));
+        assert!(found.0.name.ends_with("ssh_host_ed25519_key"), "{found:?}");
+        assert!(!found.1.void && found.1.detail.contains("not a regular file"), "{found:?}");
+    }
+
+    #[test]
+    fn a_program_that_never_makes_a_key_is_given_up_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ssh_host_ed25519_key");
+        fs::write(&path, "x").unwrap();
+        fs::write(with_ending(&path, ".pub"), "ssh-ed25519 AAAA").unwrap();
+        // Written by another process: what this one writes cannot be run while a test beside it starts a program.
+        let script =
+            "printf '#!/bin/sh\\nexec /usr/bin/env PATH=/usr/bin:/bin sleep 1000\\n' >ssh-keygen; chmod 700 ssh-keygen";
+        assert!(Command::new("sh").args(["-c", script]).current_dir(folder.path()).status().unwrap().success());
+        let one = regular::tests::untrapped(move || {
+            let until = Instant::now() + Duration::from_millis(200);
+            renew(&path, &Keygen { programs: &folder.path().display().to_string(), until, ..Keygen::default() })
+        });
+        assert!(!one.void && one.detail.contains("did not end within"), "{one:?}");
+    }
+
+    #[test]
     fn a_folder_without_keys_is_said() {
         let folder = tempfile::tempdir().unwrap();
-        let none = renew_host_keys(folder.path());
+        let none = renew_host_keys(folder.path(), &Keygen::default());
         assert!(!none[0].void && none[0].detail.contains("no host keys"), "{none:?}");
     }
 

@@ -16,9 +16,12 @@ use super::{
     manager::{Journal, Manager},
 };
 use crate::{
-    control::{CloseBy, Permit, Sessions, Source, code::CodeGrant},
+    blocking,
+    control::{CloseBy, Permit, Sessions, Source, code::CodeGrant, peer::Peer},
     grant::{Refusal, VerifiedGrant, quorum::Cosigned},
+    kernel::ProcessId,
     recorder::Recorder,
+    regular,
     ship::ShipObserver,
     spool::SpoolReader,
 };
@@ -27,7 +30,7 @@ use crate::{
 const HOST_KEYS_MAX: usize = 16;
 
 /// Largest public key file, bytes.
-const HOST_KEY_SIZE_MAX: u64 = 16 * 1024;
+pub(super) const HOST_KEY_SIZE_MAX: u64 = 16 * 1024;
 
 /// What a host says of itself whatever happens.
 #[derive(Clone, Debug)]
@@ -81,7 +84,8 @@ impl Sessions for Service {
         let mut warnings = grant.warnings.clone();
         let opened = self.manager.open(grant).await.map_err(refusal)?;
         let ttl_seconds = super::clock::until(opened.deadline_boot_ns).as_secs_f64().round() as u64;
-        let (ssh_host_keys, missing) = host_keys(&self.facts.ssh_host_keys);
+        let folder = self.facts.ssh_host_keys.clone();
+        let (ssh_host_keys, missing) = blocking::run(move || host_keys(&folder)).await;
         warnings.extend(missing);
         let machine = self.manager.machine();
         Ok(v1::Opened {
@@ -122,8 +126,8 @@ impl Sessions for Service {
         })
     }
 
-    async fn stop(&self, request: v1::StopRequest, source: Source) -> Result<v1::Stopping, Refusal> {
-        self.check_stopper(source).await?;
+    async fn stop(&self, request: v1::StopRequest, source: Source, peer: Peer) -> Result<v1::Stopping, Refusal> {
+        self.check_stopper(source, &peer).await?;
         let by = source.to_string();
         let ended = self.manager.retire(&request.reason, &by, request.force).await.map_err(refusal)?;
         // The daemon takes one and ends; nobody can ask twice.
@@ -135,6 +139,12 @@ impl Sessions for Service {
         tracing::warn!(code = refused.code, source = refused.source, count = refused.count, "a proof was refused");
         if let Err(error) = self.manager.journal().record(None, Body::ProofRefused(refused)).await {
             tracing::error!(%error, "a refused proof could not be recorded");
+        }
+    }
+
+    async fn alert(&self, alert: v1::Alert) {
+        if let Err(error) = self.manager.journal().record(None, Body::Alert(alert)).await {
+            tracing::error!(%error, "an alert could not be recorded");
         }
     }
 
@@ -160,15 +170,12 @@ impl Sessions for Service {
 
 impl Service {
     /// Whoever is of the open session has root there, and may not end its record.
-    async fn check_stopper(&self, source: Source) -> Result<(), Refusal> {
+    async fn check_stopper(&self, source: Source, peer: &Peer) -> Result<(), Refusal> {
         let (Some(open), Source::Unix { pid, .. }) = (self.manager.view().session, source) else { return Ok(()) };
         let slot = open.slot;
         let live = self.manager.on_machine(move |m| m.live(slot)).await;
-        // A process that the kernel does not name is taken for one of the session's.
-        if pid > 0 && !live.iter().any(|process| i64::from(process.tgid) == i64::from(pid)) {
-            return Ok(());
-        }
-        let message = format!("{source}, a process of the session, asked the agent to stop");
+        let Err(why) = outside(pid, &live, peer) else { return Ok(()) };
+        let message = format!("{source}, {why}, asked the agent to stop");
         tracing::error!("{message}");
         let alert = v1::Alert { code: "stop-refused".into(), message, process: None };
         if let Err(error) = self.manager.journal().record(Some(open.session), Body::Alert(alert)).await {
@@ -176,7 +183,7 @@ impl Service {
         }
         Err(Refusal::new(
             "not-allowed",
-            "a process of the session may not stop the agent; close the session first: breakglass close",
+            format!("{why}, may not stop the agent; close the session first: breakglass close"),
         ))
     }
 
@@ -225,6 +232,20 @@ impl Journal for Recorder {
 
 fn refusal(error: SessionError) -> Refusal {
     Refusal::new(error.code(), error.to_string())
+}
+
+/// Whether who asks is for certain no process of a session whose processes these are; otherwise what it may be.
+fn outside(pid: i32, live: &[ProcessId], peer: &Peer) -> Result<(), &'static str> {
+    // The kernel does not name processes that it does not show us.
+    if pid <= 0 || live.iter().any(|process| i64::from(process.tgid) == i64::from(pid)) {
+        return Err("a process of the session");
+    }
+    // One that has ended is in no list, and what speaks is somebody who has its descriptor. Asked for after the list was made: whoever lives now
+    // had its number then.
+    match peer.is_alive() {
+        true => Ok(()),
+        false => Err("a process that ended after it had connected, so perhaps of the session"),
+    }
 }
 
 /// Which session is meant; an empty name means whichever is open.
@@ -312,10 +333,7 @@ fn host_keys(folder: &Path) -> (Vec<String>, Vec<String>) {
 
 /// Type and key of a `ssh_host_*_key.pub`, without its comment.
 fn host_key(path: &Path) -> Option<String> {
-    if std::fs::metadata(path).ok()?.len() > HOST_KEY_SIZE_MAX {
-        return None;
-    }
-    let text = std::fs::read_to_string(path).ok()?;
+    let text = regular::read_to_string(path, HOST_KEY_SIZE_MAX).ok()?;
     let mut words = text.split_ascii_whitespace();
     Some(format!("{} {}", words.next()?, words.next()?))
 }
@@ -325,12 +343,32 @@ mod tests {
     use super::*;
 
     #[test]
+    fn only_a_process_that_lives_and_is_not_of_the_session_is_outside_of_it() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let peer = Peer::numbered(pid);
+        let process = |tgid| ProcessId { tgid, start_ns: 1 };
+        let others = [process(child.id() + 1)];
+        assert_eq!(outside(pid, &others, &peer), Ok(()));
+        assert!(outside(pid, &[others[0], process(child.id())], &peer).is_err(), "of the session");
+        assert!(outside(0, &others, &peer).is_err(), "not named by the kernel");
+        assert!(outside(pid, &others, &Peer::default()).is_err(), "not known");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(outside(pid, &others, &peer).is_err(), "it has ended");
+    }
+
+    #[test]
     fn host_keys_come_without_comments() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("ssh_host_ed25519_key.pub"), "ssh-ed25519 AAAA root@host\n").unwrap();
         std::fs::write(folder.path().join("ssh_host_ed25519_key"), "secret").unwrap();
         std::fs::write(folder.path().join("ssh_host_big_key.pub"), vec![b'x'; 20_000]).unwrap();
-        assert_eq!(host_keys(folder.path()), (vec!["ssh-ed25519 AAAA".to_owned()], vec![]));
+        // What a session may leave: whoever opens it waits.
+        regular::tests::trap(&folder.path().join("ssh_host_rsa_key.pub"));
+        let path = folder.path().to_owned();
+        let found = regular::tests::untrapped(move || host_keys(&path));
+        assert_eq!(found, (vec!["ssh-ed25519 AAAA".to_owned()], vec![]));
         let (keys, warnings) = host_keys(&folder.path().join("none"));
         assert!(keys.is_empty() && warnings.len() == 1);
     }

@@ -1,20 +1,20 @@
 //! What is asked of systemd, where it is the first process: always besides what the agent does itself, never instead of it.
 
 use std::{
+    io,
     path::Path,
     process::{Command, Stdio},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
+
+use crate::program;
 
 /// There while systemd is the first process: sd_booted(3).
 const BOOTED: &str = "/run/systemd/system";
 
 /// How long one command may take; a manager that hangs must not hold up a close.
 const COMMAND_LIMIT: Duration = Duration::from_secs(10);
-
-/// Pause between looks at a command that runs. Nobody waits for it.
-const PAUSE: Duration = Duration::from_millis(10);
 
 /// Whether systemd runs this machine.
 pub fn is_running() -> bool {
@@ -23,14 +23,19 @@ pub fn is_running() -> bool {
 
 /// Whether the machine is going down: the manager stops everything then, and asks nobody.
 pub fn is_stopping() -> bool {
-    let asked = Command::new("systemctl")
-        .arg("is-system-running")
-        .env_clear()
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .output();
-    is_running() && asked.is_ok_and(|output| output.stdout.trim_ascii() == b"stopping")
+    is_running() && says_stopping(&mut command("systemctl", &["is-system-running"]), COMMAND_LIMIT)
+}
+
+/// A manager that does not answer is not taken for one that stops.
+fn says_stopping(asked: &mut Command, limit: Duration) -> bool {
+    program::output(asked, limit).is_ok_and(|output| output.stdout.trim_ascii() == b"stopping")
+}
+
+fn command(program: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.args(arguments).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
 }
 
 /// Has the account's own service manager stopped and kept from staying without a login. An expired account passes that manager's
@@ -48,32 +53,29 @@ pub fn end_user(name: &str, uid: u32) {
 
 /// Runs a command of systemd's to its end or its limit; what goes wrong is logged.
 pub(super) fn run(program: &str, arguments: &[&str]) {
-    let started = Instant::now();
-    let child = Command::new(program)
-        .args(arguments)
-        .env_clear()
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn();
-    let mut child = match child {
-        Ok(child) => child,
-        Err(error) => return tracing::warn!(program, %error, "cannot be run"),
-    };
-    loop {
-        match child.try_wait() {
-            Ok(Some(status)) if status.success() => return,
-            Ok(Some(status)) => return tracing::debug!(program, ?arguments, %status, "did not do what it was asked"),
-            Ok(None) if started.elapsed() < COMMAND_LIMIT => thread::sleep(PAUSE),
-            Ok(None) => {
-                tracing::warn!(program, ?arguments, "hangs and is ended");
-                // Gone already, or it goes when the kernel lets it.
-                let _ = child.kill();
-                let _ = child.wait();
-                return;
-            }
-            Err(error) => return tracing::warn!(program, %error, "cannot be waited for"),
+    match program::run(&mut command(program, arguments), COMMAND_LIMIT) {
+        Ok(status) if status.success() => {}
+        Ok(status) => tracing::debug!(program, ?arguments, %status, "did not do what it was asked"),
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+            tracing::warn!(program, ?arguments, "hangs and is ended");
         }
+        Err(error) => tracing::warn!(program, %error, "cannot be run"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn a_manager_that_hangs_is_not_waited_for() {
+        let started = Instant::now();
+        assert!(!says_stopping(&mut command("sleep", &["1000"]), Duration::from_millis(50)));
+        assert!(started.elapsed() < COMMAND_LIMIT);
+        let says =
+            |word: &str| says_stopping(&mut command("sh", &["-c", &format!("echo {word}; exit 1")]), COMMAND_LIMIT);
+        assert!(says("stopping") && !says("running"));
     }
 }

@@ -35,10 +35,16 @@ struct FakeMachine {
     live: Mutex<u32>,
     access: Mutex<Option<Access>>,
     fail: Mutex<Vec<&'static str>>,
+    /// What a process of the session holds up for as long as it lives.
+    held_up: Mutex<Option<&'static str>>,
 }
 
 impl FakeMachine {
     fn act(&self, what: &'static str) -> Result<String, MachineError> {
+        let was_killed = || self.log.lock().unwrap().contains(&"kill".to_owned());
+        while *self.held_up.lock().unwrap() == Some(what) && !was_killed() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
         let failing = {
             let mut fail = self.fail.lock().unwrap();
             fail.iter().position(|f| *f == what).map(|at| fail.remove(at)).is_some()
@@ -82,7 +88,7 @@ impl Machine for FakeMachine {
     fn end_processes(&self, _: u32) -> Hunt {
         let killed = std::mem::take(&mut *self.live.lock().unwrap());
         let _ = self.act("kill");
-        Hunt { killed, survivors: vec![] }
+        Hunt { killed, ..Hunt::default() }
     }
     fn end_recording(&self, _: u32) -> Result<(), MachineError> {
         self.act("end").map(drop)
@@ -157,6 +163,7 @@ impl Bench {
             live: Mutex::new(live),
             access: Mutex::default(),
             fail: Mutex::default(),
+            held_up: Mutex::default(),
         };
         let journal = FakeJournal { log: Arc::clone(&log), broken: AtomicBool::new(false) };
         let intents = IntentStore::new(folder.path(), folder.path());
@@ -223,6 +230,26 @@ async fn recorded_before_enabled_and_locked_before_killed() {
     before(&log, "kill", "compare");
     before(&log, "compare", "record left behind");
     assert!(!bench.noted());
+}
+
+#[tokio::test]
+async fn nobody_holds_the_deadline_up() {
+    // Somebody of the session has the account files: neither locking nor an extension comes to an end while that process lives.
+    for (what, extends) in [("lock", false), ("enable", true)] {
+        let bench = Bench::new();
+        let opened = bench.manager.open(grant(1)).await.unwrap();
+        *bench.manager.machine().held_up.lock().unwrap() = Some(what);
+        if extends {
+            let manager = bench.manager.clone();
+            tokio::spawn(async move { manager.open(grant(3600)).await });
+        }
+        bench.until_locked().await;
+        let late = bench.manager.machine().boot_ns() - opened.deadline_boot_ns;
+        assert!(late <= 5_000_000_000, "{what}: {late} ns late: {:?}", bench.log());
+        before(&bench.log(), "forbid", "kill");
+        assert!(bench.log().contains(&"record closed CLOSE_CAUSE_DEADLINE".to_owned()), "{what}: {:?}", bench.log());
+        assert_eq!(bench.log().iter().rfind(|l| *l == "lock" || *l == "enable").unwrap(), "lock");
+    }
 }
 
 #[tokio::test(start_paused = true)]

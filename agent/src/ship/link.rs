@@ -14,6 +14,7 @@ use tonic::{
 };
 
 use super::{Options, ShipError};
+use crate::{blocking, enrol::FILE_MAX, regular};
 
 /// Messages handed to the transport and not taken yet. Few, since each may be a whole frame.
 const OUTBOX: usize = 4;
@@ -94,8 +95,11 @@ async fn endpoint(url: &str, options: &Options) -> Result<Endpoint, ShipError> {
         .keep_alive_while_idle(true))
 }
 
+/// The session's root could have left a FIFO there, and with it a thread that waits for every attempt.
 async fn read(path: &Path) -> Result<Vec<u8>, ShipError> {
-    tokio::fs::read(path).await.map_err(|source| ShipError::Enrolment { file: path.to_owned(), source })
+    let file = path.to_owned();
+    let read = blocking::run(move || regular::read(&file, FILE_MAX)).await;
+    read.map_err(|source| ShipError::Enrolment { file: path.to_owned(), source })
 }
 
 /// What a gRPC status means, for people.
@@ -120,4 +124,22 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     texts.join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_enrolment_that_is_a_trap_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ca.crt");
+        std::fs::write(&path, "x").unwrap();
+        assert_eq!(read(&path).await.unwrap(), b"x");
+        regular::tests::trap(&path);
+        let read = timeout(Duration::from_secs(20), read(&path)).await.expect("it waits for a FIFO");
+        assert!(matches!(read, Err(ShipError::Enrolment { .. })));
+    }
 }

@@ -8,6 +8,8 @@ use std::{
 
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 
+use crate::regular;
+
 /// An open file.
 pub trait DiskFile: Send {
     /// Reads up to `buf.len()` bytes; 0 at the end.
@@ -118,7 +120,7 @@ impl FileSystem for OsDisk {
     }
 
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Send>>> {
-        let file = fs::File::options().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        let file = regular::open_lock(path)?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Some(Box::new(lock))),
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
@@ -187,5 +189,19 @@ pub fn remove_if_there(disk: &dyn FileSystem, path: &Path) -> io::Result<()> {
     match disk.remove(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         done => done,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trap_where_the_lock_should_be_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        assert!(OsDisk.lock(&path).unwrap().is_some());
+        regular::tests::trap(&path);
+        assert!(regular::tests::untrapped(move || OsDisk.lock(&path).map(drop)).is_err());
     }
 }

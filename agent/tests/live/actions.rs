@@ -1,7 +1,7 @@
 //! What tasks of a session do to files, sockets, themselves and the system, each done for real by the account, or by root
 //! below it.
 
-use std::process::Stdio;
+use std::{io::BufRead, process::Stdio};
 
 use breakglass_api::v1::{
     CredentialsChanged, FileAction, NamespacesChanged, SocketAction, SystemAction, event::Body,
@@ -130,6 +130,76 @@ fn files_are_named_by_the_kernel_where_it_can() {
 }
 
 #[test]
+fn opens_that_only_read_are_told_where_they_made_or_emptied_something() {
+    need_kernel!();
+    // openat by sysopen; open, openat2 and creat by their numbers.
+    let done = Done::perl(
+        "use Fcntl; sub how { my $p = shift; my $how = pack('QQQ', @_, 0); call(437, -100, $p, $how, 24) >= 0 or die \"$!\" } \
+         sub old { my $p = shift; call(2, $p, @_) >= 0 or die } \
+         sysopen(F, 'a', O_RDONLY | O_CREAT, 0644) or die; sysopen(F, 'a', O_RDONLY | O_CREAT, 0644) or die; \
+         sysopen(F, 'a', O_RDONLY) or die; sysopen(F, 'a', O_RDONLY | O_TRUNC) or die; \
+         sysopen(F, 'a', 010000000 | O_TRUNC) or die; sysopen(F, '/dev/null', O_RDONLY | O_TRUNC) or die; \
+         old('b', 0100, 0644); old('b', 0, 0); old('b', 01000, 0); old('b', 0100, 0644); \
+         how('c', 0100, 0644); how('c', 0, 0); how('c', 01000, 0); how('c', 0100, 0644); how('c', 2, 0); \
+         call(85, my $d = 'd', 0644) >= 0 or die;",
+    );
+    let opened: Vec<_> = done.files().into_iter().filter(|file| file.kind() == File::Opened).collect();
+    const CREAT: u32 = 0o100;
+    const TRUNC: u32 = 0o1000;
+    const RDWR: u32 = 2;
+    const WRONLY: u32 = 1;
+    const ASKED: u32 = 0o3 | CREAT | TRUNC;
+    let expected = [
+        ("a", CREAT),
+        ("a", TRUNC),
+        ("b", CREAT),
+        ("b", TRUNC),
+        ("c", CREAT),
+        ("c", TRUNC),
+        ("c", RDWR),
+        ("d", WRONLY | CREAT | TRUNC),
+    ];
+    let told: Vec<_> = opened.iter().map(|file| (file.path.clone(), file.flags & ASKED, file.claimed)).collect();
+    assert_eq!(told, expected.map(|(name, flags)| (done.inside(name), flags, false)));
+}
+
+#[test]
+fn an_open_is_told_even_if_its_descriptor_is_gone_again() {
+    need_kernel!();
+    // One thread opens for writing, the other closes whatever comes to be at that number.
+    let done = Done::perl(
+        "use threads; use threads::shared; my $over :shared; open(F, '>', 'made') or die; my $next = fileno(F); close F; \
+         my $t = threads->create(sub { while (!$over) { syscall(3, $next) } }); my $made = 'made'; \
+         for (1..10000) { my $n = call(2, $made, 1, 0); $n >= 0 or die; $n == $next or syscall(3, $n); syscall(3, $next) } \
+         $over = 1; $t->join;",
+    );
+    let opened: Vec<_> = done.files().into_iter().filter(|file| file.kind() == File::Opened).collect();
+    assert_eq!(opened.len(), 10_001);
+    const WRONLY: u32 = 1;
+    for file in &opened {
+        assert_eq!((file.path.clone(), file.flags & 0o3), (done.inside("made"), WRONLY), "{file:?}");
+    }
+    println!("{} of them by their claimed names", opened.iter().filter(|file| file.claimed).count());
+}
+
+#[test]
+fn names_are_whole_as_long_as_the_kernel_takes_them() {
+    need_kernel!();
+    let done = Done::perl(
+        "sub long { \"$ENV{PWD}/\" . '/' x (4095 - length(\"$ENV{PWD}/$_[0]\")) . $_[0] } $ENV{PWD} = `pwd`; chomp $ENV{PWD}; \
+         open(F, '>', 'made') or die; rename(long('made'), long('moved')) or die \"$!\"; unlink(long('moved')) or die;",
+    );
+    let long = |name: &str| {
+        let folder = done.folder.path().as_os_str().as_encoded_bytes();
+        [folder, &b"/".repeat(4095 - folder.len() - name.len()), name.as_bytes()].concat()
+    };
+    let renamed = done.file(File::Renamed);
+    assert!(renamed.path == long("made") && renamed.other == long("moved"), "{renamed:?}");
+    let unlinked = done.file(File::Unlinked);
+    assert!(unlinked.path == long("moved"), "{unlinked:?}");
+}
+
+#[test]
 fn names_are_claims_seen_from_their_folder() {
     need_kernel!();
     let done = Done::perl(
@@ -237,6 +307,26 @@ fn other_processes_are_watched_over() {
     assert_eq!(signals, [(SIGCONT, pid)]);
 }
 
+/// A caller may say of a signal that a timer, a message or the kernel's own input and output sent it.
+#[test]
+fn a_signal_is_told_whatever_it_says_where_it_comes_from() {
+    need_kernel!();
+    let mut outside = std::process::Command::new("/bin/sleep").arg("1000").spawn().unwrap();
+    let pid = outside.id();
+    // rt_sigqueueinfo, rt_tgsigqueueinfo, pidfd_send_signal; SIGCONT, and SIGKILL at last.
+    let done = Done::perl_as_root(&format!(
+        "sub info {{ pack('l3x116', @_) }} my $i; \
+         for my $code (-1, -2, -4, -7, -60) {{ $i = info(18, 0, $code); call(129, {pid}, 18, $i) == 0 or die; }} \
+         $i = info(18, 0, -2); call(297, {pid}, {pid}, 18, $i) == 0 or die; \
+         my $fd = call(434, {pid}, 0); $i = info(18, 0, -3); call(424, $fd, 18, $i, 0) == 0 or die; \
+         call(424, $fd, 18, 0, 0) == 0 or die; $i = info(9, 0, -2); call(129, {pid}, 9, $i) == 0 or die;"
+    ));
+    outside.wait().unwrap();
+    let signals: Vec<_> = done.system(System::Signalled).iter().map(|s| (s.value, s.target.unwrap().pid)).collect();
+    let expected: Vec<_> = [[18; 8].as_slice(), &[9]].concat().into_iter().map(|signal| (signal, pid)).collect();
+    assert_eq!(signals, expected);
+}
+
 #[test]
 fn the_system_is_watched_over_and_refusals_too() {
     need_kernel!();
@@ -328,4 +418,36 @@ fn a_flood_of_files_leaves_room_for_programs() {
     let echo = super::harness::execs(&recording.seen).into_iter().find(|exec| exec.argv[0] == b"/bin/echo");
     assert!(echo.is_some());
     recording.kernel().end_session(22).unwrap();
+}
+
+#[test]
+fn executable_memory_that_found_no_room_is_told_the_next_time() {
+    need_kernel!();
+    let mut recording = Recording::with(|options| options.audit_ring = 64 << 10);
+    recording.kernel().begin_session(23).unwrap();
+    let script = "use Socket; $| = 1; sub map_it { syscall(9, 0, 4096, 7, 0x22, -1, 0) } \
+                  for (1..2000) { socket(S, 1, 1, 0); connect(S, pack('Sa*', 1, '/nobody')) } \
+                  map_it(); print \"full\\n\"; <STDIN>; map_it(); map_it();";
+    let mut child = recording
+        .command("/usr/bin/perl")
+        .args(["-e", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    std::io::BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "full\n");
+    recording.drain();
+    let told = |recording: &Recording| {
+        let made = |body: &Body| matches!(body, Body::SystemAction(a) if a.kind() == System::MemoryExecutable);
+        recording.seen.iter().filter_map(|observed| observed.event.body.as_ref()).filter(|body| made(body)).count()
+    };
+    assert_eq!(told(&recording), 0);
+    drop(child.stdin.take());
+    let pid = child.id();
+    child.wait().unwrap();
+    recording.until_exit_of(pid);
+    assert_eq!(told(&recording), 1);
+    recording.kernel().end_session(23).unwrap();
 }

@@ -166,6 +166,15 @@ const AGENTS: &[(&str, &str)] = &[
     // In another namespace, from which mounts spread into the agent's.
     ("guard-mount", "unshare -m --propagation shared mount -t tmpfs none $HOME_OF_AGENT/state/spool"),
     ("guard-mount", "mount -o remount,ro /"),
+    // Copies whose unmounting takes the real ones along, as mounts spread from one to the other.
+    (
+        "guard-mount",
+        "mount --rbind /sys /mnt; umount /mnt/fs/bpf; r=$?; mount --make-rslave /mnt; umount -R /mnt; exit $r",
+    ),
+    ("guard-mount", "mount --rbind /sys /mnt; umount -l /mnt; r=$?; mount --make-rslave /mnt; umount -R /mnt; exit $r"),
+    // Removing what nothing is mounted on in this namespace unmounts what is mounted on it in every other.
+    ("guard-file", "unshare -m --propagation private sh -c 'umount -l /sys && rmdir /sys'"),
+    ("guard-file", BY_HANDLE),
     ("guard-file", "echo x >> $HOME_OF_AGENT/state/spool/segment"),
     ("guard-file", "rm $HOME_OF_AGENT/state/spool/segment"),
     ("guard-file", "truncate -s 0 $HOME_OF_AGENT/state/spool/segment"),
@@ -185,10 +194,39 @@ const AGENTS: &[(&str, &str)] = &[
     ("guard-file", "rm $HOME_OF_AGENT/run/source"),
     ("guard-file", "echo x > $HOME_OF_AGENT/units/breakglass-agent.service"),
     ("guard-file", "mkdir $HOME_OF_AGENT/units/breakglass-agent.service.d"),
+    ("guard-file", "mkdir $HOME_OF_AGENT/units/service.d"),
     ("guard-cgroup", "echo 1 > $CGROUP/cgroup.freeze"),
     ("guard-cgroup", "echo 1 > $CGROUP/cgroup.kill"),
     ("guard-cgroup", "echo 1 > $CGROUP/../cgroup.freeze"),
+    (
+        "guard-cgroup",
+        "g=/sys/fs/cgroup/other; mkdir -p $g; echo $AGENT > $g/cgroup.procs && echo 1 > $g/cgroup.kill; r=$?; \
+         echo $AGENT > $CGROUP/cgroup.procs; rmdir $g; exit $r",
+    ),
 ];
+
+/// Opens a file of the agent's for writing by its handle, when the kernel has forgotten where it lies.
+const BY_HANDLE: &str = r#"
+python3 - $HOME_OF_AGENT/state/spool/segment <<'END'
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+handle, number = ctypes.create_string_buffer(136), ctypes.c_int()
+handle[0] = 128
+assert libc.syscall(303, -100, sys.argv[1].encode(), handle, ctypes.byref(number), 0) == 0
+open('/proc/sys/vm/drop_caches', 'w').write('2')
+sys.exit(libc.syscall(304, os.open('/', os.O_RDONLY), handle, os.O_WRONLY) < 0)
+END
+"#;
+
+/// The kernel is to send the agent SIGTRAP when it has used the processor for long enough.
+const EVENT_WITH_A_SIGNAL: &str = r#"
+python3 - $AGENT <<'END'
+import ctypes, sys
+event = ctypes.create_string_buffer(128)
+event[0], event[4], event[44] = 1, 128, 0x30
+sys.exit(ctypes.CDLL(None).syscall(298, event, int(sys.argv[1]), -1, -1, 0) < 0)
+END
+"#;
 
 /// The kernel is to kill the agent as the owner of a pipe.
 const DESCRIPTORS_SIGNAL: &str = "python3 -c 'import fcntl, os, sys; r, w = os.pipe(); fcntl.fcntl(r, fcntl.F_SETOWN, int(sys.argv[1])); \
@@ -218,6 +256,17 @@ const SWITCHES: &[(&str, &str)] = &[
     ("guard-sysctl", "echo '|/bin/true' > /proc/sys/kernel/core_pattern"),
     ("guard-sysctl", "echo /tmp/x > /proc/sys/kernel/modprobe"),
     ("guard-sysctl", "echo f > /proc/sysrq-trigger"),
+    ("guard-sysctl", "echo -1 > /proc/sys/kernel/sched_rt_runtime_us"),
+    ("guard-sysctl", "exec 3>/sys/module/kernel/parameters/panic_on_warn"),
+    (
+        "guard-sysctl",
+        "d=$(mktemp -d); mount -t cgroup -o none,name=x none $d && (exec 3>$d/release_agent); r=$?; umount $d; exit $r",
+    ),
+    ("guard-sysctl", "d=$(mktemp -d); mount -t cgroup -o none,name=y,release_agent=/bin/true none $d"),
+    ("guard-device", "exec 3>/sys/fs/ext4/$(basename $(findmnt -no SOURCE /))/trigger_fs_error"),
+    ("guard-device", "mount -o remount,abort /"),
+    ("guard-device", "mount -o remount,errors=panic /"),
+    ("guard-memory", "m=$(mktemp -u); mknod $m c 10 231; exec 3<>$m"),
     ("guard-memory", "exec 3<>/dev/mem"),
     ("guard-device", "exec 3<>$(findmnt -no SOURCE /)"),
     (
@@ -297,6 +346,7 @@ fn root_outside_of_the_session_is_refused_while_it_is_open() {
     for table in [AGENTS, SWITCHES] {
         expect_refusals(&mut recording, &home, false, table);
     }
+    expect_refusals(&mut recording, &home, false, &[("guard-ptrace", EVENT_WITH_A_SIGNAL)]);
     unharmed(&home);
     // What is none of the agent's goes on.
     let fine = "cat $HOME_OF_AGENT/agent.toml && d=$(mktemp -d) && mount -t tmpfs none $d && touch $d/x && umount $d && rmdir $d \
@@ -329,6 +379,62 @@ fn at_rest_only_programs_pins_and_process_are_guarded() {
     let fine = "echo new > $HOME_OF_AGENT/agent.toml && touch $HOME_OF_AGENT/state/spool/x && sysctl -qw kernel.ftrace_enabled=1 && modprobe dummy && modprobe -r dummy";
     let output = root(&recording, false, &home, fine);
     assert!(output.status.success(), "{output:?}");
+}
+
+/// What operators do to repair a host from outside of it, and its end.
+const ANOTHER_ROOT: &str = "set -e; mount -t tmpfs none /mnt; cd /mnt; mkdir dev proc sys run var all; \
+     for d in dev proc sys run var; do mount --bind /$d /mnt/$d; done; mount --rbind /sys all; mount --make-rslave all; \
+     cd /; umount -R /mnt; test -d $PINS";
+
+#[test]
+fn another_root_is_taken_down_again() {
+    need_lab!(["full"]);
+    let home = Home::new();
+    let mut recording = home.recording();
+    for session in [None, Some(false), Some(true)] {
+        if session == Some(false) {
+            recording.kernel().begin_session(5).unwrap();
+        }
+        let output = root(&recording, session == Some(true), &home, ANOTHER_ROOT);
+        recording.drain();
+        assert!(output.status.success(), "{session:?}: {output:?}");
+        assert!(alerts(&recording.seen, "guard-mount").is_empty());
+    }
+    recording.kernel().end_session(5).unwrap();
+}
+
+/// As the C library does with a library of somebody's choice.
+fn run_code_of(path: &Path) -> nix::Result<()> {
+    let length = std::num::NonZeroUsize::new(4096).unwrap();
+    let flags = nix::sys::mman::ProtFlags::PROT_READ | nix::sys::mman::ProtFlags::PROT_EXEC;
+    let file = fs::File::open(path).unwrap();
+    // SAFETY: nobody uses the memory, and it is let go at once.
+    unsafe {
+        let mapped = nix::sys::mman::mmap(None, length, flags, nix::sys::mman::MapFlags::MAP_PRIVATE, &file, 0)?;
+        nix::sys::mman::munmap(mapped, length.get())
+    }
+}
+
+#[test]
+fn the_agent_runs_no_code_that_it_did_not_before_the_session() {
+    need_lab!(["full"]);
+    let home = Home::new();
+    let library = home.path("libnss_evil.so.2");
+    fs::copy("/bin/true", &library).unwrap();
+    let mut recording = home.recording();
+    run_code_of(&library).unwrap();
+    recording.kernel().begin_session(5).unwrap();
+    run_code_of(&std::env::current_exe().unwrap()).unwrap();
+    // What it starts is not the agent.
+    assert!(Command::new("/bin/true").status().unwrap().success());
+    recording.drain();
+    assert!(alerts(&recording.seen, "guard-code").is_empty());
+    assert_eq!(run_code_of(&library), Err(nix::errno::Errno::EPERM));
+    recording.drain();
+    let told = alerts(&recording.seen, "guard-code");
+    assert!(told.len() == 1 && told[0].message.contains("libnss_evil.so.2"), "{told:?}");
+    recording.kernel().end_session(5).unwrap();
+    run_code_of(&library).unwrap();
 }
 
 #[test]

@@ -145,6 +145,57 @@ fn a_password_is_a_count() {
     recording.kernel().end_session(8).unwrap();
 }
 
+/// Perl that takes single keys until Enter at `p> `, in these input modes, and shows an asterisk for each; then one line at `q> `.
+fn asks_by_key(modes: &str) -> String {
+    format!(
+        r#"exec perl -MPOSIX -e '
+            $| = 1; $t = POSIX::Termios->new; $t->getattr(0); ($local, $input) = ($t->getlflag, $t->getiflag);
+            sub modes {{ $t->setlflag($_[0]); $t->setiflag($_[1]); $t->setattr(0, TCSANOW) }}
+            modes($local & ~(ECHO | ICANON), {modes});
+            print "p> "; while (sysread(STDIN, $key, 1)) {{ last if $key =~ /[\r\n]/; print "*" }}
+            modes($local, $input); print "q> "; <STDIN>; select undef, undef, undef, 0.05'"#
+    )
+}
+
+/// Types `hunter2` and Enter key by key at `p> `, `fine` at `q> `. What is recorded of it, and how many bytes are not.
+fn typed_by_key(modes: &str) -> (String, u64) {
+    let mut recording = Recording::start();
+    recording.kernel().begin_session(13).unwrap();
+    let mut screen = Screen::start(&mut recording, &asks_by_key(modes));
+    screen.until(b"p> ");
+    for key in b"hunter2" {
+        screen.type_in(&[*key]);
+        screen.until(b"*");
+    }
+    screen.type_in(b"\r");
+    screen.until(b"q> ");
+    screen.type_in(b"fine\n");
+    screen.until_end();
+    recording.until_exit_of(screen.child.id());
+    recording.settle();
+    assert!(recording.gaps().is_empty());
+    let (typed, withheld) = recording.input();
+    recording.kernel().end_session(13).unwrap();
+    (String::from_utf8_lossy(&typed).into_owned(), withheld)
+}
+
+/// As sudo's `pwfeedback`, sudo-rs and systemd-ask-password ask: they leave signals on, and Enter a newline.
+#[test]
+fn a_password_that_is_shown_as_asterisks_is_a_count() {
+    need_kernel!();
+    assert_eq!(typed_by_key("$input"), ("fine\n".into(), 8));
+    assert_eq!(typed_by_key("$input | ICRNL"), ("fine\n".into(), 8));
+}
+
+/// As readline and fish take keys, and zsh and libedit.
+#[test]
+fn keys_of_a_line_editor_are_kept() {
+    need_kernel!();
+    for modes in ["$input & ~ICRNL", "$input | ICRNL | INLCR"] {
+        assert_eq!(typed_by_key(modes), ("hunter2\rfine\n".into(), 0), "{modes}");
+    }
+}
+
 /// Perl that hides what is typed for one line at `p> `, shows it again at once, reads on until a line says `end`, and then reads one more
 /// at `q> `, so many times. After that it rests, so that it hides nothing while that line is being written: such a line is withheld as well.
 fn asks_for_passwords(times: usize) -> String {

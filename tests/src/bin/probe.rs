@@ -3,18 +3,26 @@
 #![forbid(unsafe_code)]
 
 use std::{
+    env,
     ffi::{CString, OsStr, OsString},
     io::{self, Write},
-    os::unix::ffi::OsStrExt,
+    os::{
+        fd::AsRawFd,
+        unix::{ffi::OsStrExt, net::UnixStream},
+    },
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
-use breakglass_tests::argvs;
+use breakglass_tests::{argvs, control::Control};
 use clap::Parser;
-use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::{
+    resource::{UsageWho, getrusage},
+    socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket},
+};
 
 /// Runs a load.
 #[derive(Parser)]
@@ -51,6 +59,16 @@ enum Load {
         /// Bytes.
         bytes: usize,
     },
+    /// Have a child connect to the agent and end; then have the agent stopped over what is connected now, and print the answer.
+    StopByAChild {
+        /// The agent's socket.
+        socket: PathBuf,
+    },
+    /// Connect standard input, and end.
+    Connect {
+        /// Where to.
+        socket: PathBuf,
+    },
 }
 
 fn main() -> Result<()> {
@@ -61,6 +79,8 @@ fn main() -> Result<()> {
         Load::Odd => become_true(&argvs::odd()),
         Load::Nameless => become_true(&[]),
         Load::Flood { bytes } => flood(bytes),
+        Load::StopByAChild { socket } => stop_by_a_child(&socket),
+        Load::Connect { socket } => Ok(connect(io::stdin().as_raw_fd(), &UnixAddr::new(&socket)?)?),
     }
 }
 
@@ -130,4 +150,13 @@ fn flood(bytes: usize) -> Result<()> {
         left -= length;
     }
     Ok(out.flush()?)
+}
+
+fn stop_by_a_child(path: &Path) -> Result<()> {
+    let ours = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    let mut child = Command::new(env::current_exe()?);
+    let status = child.arg("connect").arg(path).stdin(ours.try_clone()?).status()?;
+    ensure!(status.success(), "the child ended with {status}");
+    println!("{:?}", Control::over(UnixStream::from(ours)).stop("mine", true)?);
+    Ok(())
 }

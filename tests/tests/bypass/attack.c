@@ -19,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/fanotify.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -430,6 +431,20 @@ static int fault(char **a) {
     abort();
 }
 
+static void *sleep_on(void *unused) {
+    for (;;) sleep(1000);
+    return unused;
+}
+
+/* headless FILE: goes on without its first thread, which /proc then shows as a zombie. FILE stays locked for as long as it lives. */
+static int headless(char **a) {
+    int fd = open(a[0], O_RDWR | O_CREAT, 0666);
+    pthread_t thread;
+    if (fd < 0 || flock(fd, LOCK_EX)) return fail(a[0]);
+    if (pthread_create(&thread, NULL, sleep_on, NULL)) return fail("thread");
+    return (int)syscall(SYS_exit, 0);
+}
+
 int main(int argc, char **argv) {
     static const struct { const char *word; int (*run)(char **); int words; } table[] = {
         {"act", act, 2}, {"note", note, 2}, {"race", race, 3}, {"cold", cold, 2}, {"memfd", in_memory, 2},
@@ -437,7 +452,7 @@ int main(int argc, char **argv) {
         {"uring-file", ring_file, 2}, {"uring-connect", ring_connect, 1}, {"dirty", dirty, 1}, {"int80", int80, 1},
         {"x32", x32, 1}, {"type", type, 1}, {"machine-code", machine_code, 1}, {"library", library, 1},
         {"inject", inject, 4}, {"steal", steal, 1}, {"kexec", kexec, 0}, {"rename", renamed, 3}, {"hold", hold, 3}, {"writable", writable, 1}, {"fault", fault, 0},
-        {"owner", owner, 2}, {"freeze", freeze, 3}, {"ports", ports, 0}, {"boot", boot, 0},
+        {"owner", owner, 2}, {"freeze", freeze, 3}, {"ports", ports, 0}, {"boot", boot, 0}, {"headless", headless, 1},
     };
     static char path[4096];
     /* In a root directory of its own there may be no /proc. */

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::{TcpListener, TcpStream},
     os::unix::process::ExitStatusExt,
     process::{Command, Output},
     thread,
@@ -31,6 +32,12 @@ pub const TESTS: &[Test] = &[
         run: bad_configuration,
     },
     Test { name: "environment::busy_ports", needs: SESSION, company: Company::Others, run: busy_ports },
+    Test {
+        name: "environment::damaged_certificate",
+        needs: SESSION,
+        company: Company::Others,
+        run: damaged_certificate,
+    },
     Test { name: "environment::no_capability", needs: SESSION, company: Company::Others, run: no_capability },
     Test { name: "environment::no_btf", needs: SESSION, company: Company::Others, run: no_btf },
     Test { name: "environment::full_disk", needs: SESSION, company: Company::Others, run: full_disk },
@@ -78,16 +85,67 @@ fn busy_ports() -> Result<()> {
         machine::run(&mut collector("init"))?;
         expect_failure(&collector("serve").output()?, &[&busy])?;
 
+        // Whoever took the agent's port meanwhile keeps nobody from the Unix socket, and no longer than that has it from TLS.
         stack.agent.stop()?;
+        let squatter = TcpListener::bind("127.0.0.1:0")?;
+        let busy = squatter.local_addr()?.to_string();
         let config = fs::read_to_string(stack.path("agent.toml"))?;
-        let taken = config.replace("listen = \"127.0.0.1:0\"", &format!("listen = \"{busy}\""));
-        fs::write(stack.path("agent.toml"), taken)?;
+        fs::write(
+            stack.path("agent.toml"),
+            config.replace("listen = \"127.0.0.1:0\"", &format!("listen = \"{busy}\"")),
+        )?;
         stack.start_agent_under(&[])?;
-        let status = stack.agent.wait(poll::SOON)?;
-        ensure!(!status.success() && status.signal().is_none(), "{status}; {}", stack.agent.tail());
-        ensure!(stack.agent.output().contains(&busy), "does not name {busy}; {}", stack.agent.tail());
-        fs::write(stack.path("agent.toml"), config)?;
-        stack.start_agent()
+        stack.wait_until_ready()?;
+        let agent = &stack.agent;
+        poll::until_true("the agent to say what is wrong and what to do", poll::SOON, || {
+            let said = agent.output();
+            Ok(["cannot listen on", &busy, "control.listen"].iter().all(|word| said.contains(word)))
+        })?;
+        let status = stack.status()?;
+        ensure!(status.door_error.contains(&busy), "status: {:?}", status.door_error);
+        let mut told = Command::new(stack.path("bin/breakglass-agent"));
+        let told = machine::run(told.args(["status", "--socket"]).arg(stack.socket()))?;
+        ensure!(told.contains("CLOSED") && told.contains(&busy), "{told}");
+        let opened = stack.open_over_socket("its port is busy", "10m")?;
+        stack.ssh_run(&opened, "true")?;
+        stack.control()?.close()?;
+        stack.collected(&opened.session)?;
+
+        drop(squatter);
+        poll::until_true("the agent to take the port", poll::SOON, || Ok(stack.status()?.door_error.is_empty()))?;
+        ensure!(fs::read_to_string(stack.path("run/control.addr"))?.trim() == busy, "another address is told");
+        TcpStream::connect(&busy)?;
+        stack.wait_until_acknowledged()?;
+        let events = stack.query()?.host_events(stack.host())?;
+        let alerts: Vec<_> = events
+            .into_iter()
+            .filter_map(|recorded| match recorded.event?.body? {
+                Body::Alert(alert) if alert.code.starts_with("door-") => Some(alert.code),
+                _ => None,
+            })
+            .collect();
+        ensure!(alerts == ["door-closed", "door-open"], "{alerts:?}");
+        Ok(())
+    })
+}
+
+/// A host whose certificate is damaged records and opens all the same, and serves TLS once it is mended.
+fn damaged_certificate() -> Result<()> {
+    Stack::with(Options::default(), |stack| {
+        stack.agent.stop()?;
+        let path = stack.path("host/host.crt");
+        let certificate = fs::read(&path)?;
+        fs::write(&path, "-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n")?;
+        stack.start_agent_under(&[])?;
+        stack.wait_until_ready()?;
+        let status = stack.status()?;
+        ensure!(status.door_error.contains("host.crt"), "status: {:?}", status.door_error);
+        let opened = stack.open_over_socket("the certificate is damaged", "10m")?;
+        stack.ssh_run(&opened, "true")?;
+        fs::write(&path, certificate)?;
+        poll::until_true("TLS to be served", poll::SOON, || Ok(stack.status()?.door_error.is_empty()))?;
+        stack.control()?.close()?;
+        stack.collected(&opened.session).map(drop)
     })
 }
 

@@ -36,7 +36,7 @@ fn sudo_asks_a_real_password() -> Result<()> {
     for own_terminal in [false, true] {
         let run = Run::begin()?;
         let account = Account::create(&run, "")?;
-        allow_sudo(&run, &account, PASSWORD, own_terminal)?;
+        allow_sudo(&run, &account, PASSWORD, if own_terminal { "use_pty" } else { "!use_pty" })?;
         let key = run.make("keys", 0o755)?.join("key");
         make_key(&key, "test")?;
         let sshd = Sshd::start(&run, "sshd", &account.name, &Keys::File(key.with_extension("pub")), true)?;
@@ -64,7 +64,7 @@ fn sudo_asks_a_real_password() -> Result<()> {
 fn a_run_leaves_nothing_behind() -> Result<()> {
     let run = Run::begin()?;
     let account = Account::create(&run, "")?;
-    allow_sudo(&run, &account, PASSWORD, false)?;
+    allow_sudo(&run, &account, PASSWORD, "!use_pty")?;
     let folder = run.folder().to_owned();
     let mut child = Command::new(machine::program("setpriv")?)
         .args(["--reuid", &account.uid.to_string(), "--clear-groups", "sleep", "600"])

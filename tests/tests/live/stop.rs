@@ -68,6 +68,10 @@ fn in_a_session() -> Result<()> {
         );
         let told = stack.ssh_run(&opened, &inside)?;
         ensure!(told.contains("not-allowed"), "a process of the session was not refused: {told}");
+        // Nor over a connection of a child that has ended, whose number is in no list any more.
+        let orphaned = format!("sudo {} stop-by-a-child {}", stack.probe().display(), stack.socket().display());
+        let told = stack.ssh_run(&opened, &orphaned)?;
+        ensure!(told.contains("not-allowed"), "a dead child's connection was not refused: {told}");
         ensure!(stack.status()?.state == "open", "the session was ended");
 
         let forced = stop(stack, &["--reason", "the host burns", "--force"])?;

@@ -31,6 +31,12 @@ pub const TESTS: &[Test] = &[
         company: Company::Others,
         run: password_nested,
     },
+    Test {
+        name: "terminal::the_password_is_nowhere_where_asterisks_are_shown",
+        needs: SUDO_SESSION,
+        company: Company::Others,
+        run: password_asterisks,
+    },
 ];
 
 /// Output of the large test, bytes.
@@ -68,24 +74,23 @@ fn short_day() -> Result<()> {
 }
 
 fn password_plain() -> Result<()> {
-    password(false)
+    password("!use_pty")
 }
 
 fn password_nested() -> Result<()> {
-    password(true)
+    password("use_pty")
+}
+
+fn password_asterisks() -> Result<()> {
+    password("!use_pty, pwfeedback")
 }
 
 /// Types a password at sudo and at `read -s` while the collector cannot be reached, looks through the host's files, then lets
 /// everything through and looks through the collector's, and through all that the command prints.
-fn password(own_terminal: bool) -> Result<()> {
+fn password(sudo_defaults: &'static str) -> Result<()> {
     const PASSWORD: &str = "xK9-quartz-Vm2-sphinx-7Q";
     const OPEN: &str = "this-may-be-seen-by-all";
-    let options = Options {
-        sudo_password: Some(PASSWORD.into()),
-        sudo_own_terminal: own_terminal,
-        relay: true,
-        ..Options::default()
-    };
+    let options = Options { sudo_password: Some(PASSWORD.into()), sudo_defaults, relay: true, ..Options::default() };
     Stack::with(options, |stack| {
         let opened = stack.open("a password", "10m")?;
         let relay = stack.relay.as_ref().context("no relay")?;
@@ -98,6 +103,8 @@ fn password(own_terminal: bool) -> Result<()> {
         terminal.ask(PASSWORD, "taken")?;
         let seen = leave(&mut terminal)?;
         ensure!(find(&seen, PASSWORD.as_bytes()).is_none(), "the password was echoed, the test is wrong");
+        let asterisks = find(&seen, "*".repeat(PASSWORD.len()).as_bytes()).is_some();
+        ensure!(asterisks == sudo_defaults.contains("pwfeedback"), "the prompt is not the one to be tried");
 
         let state = stack.path("state");
         poll::until_true("the spool to hold what may be seen", poll::SOON, || {
@@ -118,7 +125,8 @@ fn password(own_terminal: bool) -> Result<()> {
 
         // Twice the password and Enter at the terminal that asked; nested terminals see the same keys again.
         let typed = 2 * (PASSWORD.len() as u64 + 1);
-        let right = if own_terminal { session.withheld_bytes >= typed } else { session.withheld_bytes == typed };
+        let right =
+            if sudo_defaults == "use_pty" { session.withheld_bytes >= typed } else { session.withheld_bytes == typed };
         ensure!(right, "{} bytes are counted as withheld, {typed} were typed", session.withheld_bytes);
         expect_replay(stack, &session, &seen)
     })

@@ -93,10 +93,15 @@ impl Toolchain {
 fn flags(folder: &Path) -> Vec<String> {
     // The linker turns debug information into BTF. v3 has 32-bit arithmetic and atomics that fetch; every kernel from 5.12 on
     // takes it.
-    let mut flags: Vec<String> =
-        ["--cfg=bpf_target_arch=\"x86_64\"", "-Cdebuginfo=2", "-Clink-arg=--btf", "-Ctarget-cpu=v3"]
-            .map(Into::into)
-            .into();
+    let mut flags: Vec<String> = [
+        "--cfg=bpf_target_arch=\"x86_64\"",
+        "-Cdebuginfo=2",
+        "-Clink-arg=--btf",
+        "-Clink-arg=--disable-expand-memcpy-in-order",
+        "-Ctarget-cpu=v3",
+    ]
+    .map(Into::into)
+    .into();
     flags.push(format!("--remap-path-prefix={}=agent-ebpf", folder.display()));
     let home = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| env::home_dir().map(|home| home.join(".cargo")));
     let registries = home.and_then(|home| home.join("registry/src").read_dir().ok());

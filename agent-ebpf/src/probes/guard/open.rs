@@ -1,9 +1,10 @@
-//! Files opened for writing: the agent's own, the kernel's switches, memory and disks. And keys opened for reading.
+//! Files opened for writing: the agent's own, the kernel's switches, memory and disks. Keys opened for reading. And code that the agent
+//! is brought to run.
 
 use aya_ebpf::{macros::lsm, programs::LsmContext};
 use breakglass_abi::{
     Rule,
-    settings::{CANARY_HOOK, GUARD_CANARY, GUARD_CGROUP, Site},
+    settings::{CANARY_HOOK, GUARD_CANARY, GUARD_CGROUP, GUARD_CODE, Site},
 };
 
 use crate::{
@@ -18,14 +19,16 @@ const MODE_WRITE: u32 = 2;
 const TYPE_MASK: u16 = 0o170_000;
 const BLOCK: u16 = 0o060_000;
 const CHARACTER: u16 = 0o020_000;
-/// `/dev/mem`, `/dev/kmem`, `/dev/port`: major 1 (Documentation/admin-guide/devices.txt).
-const MEMORY_DEVICES: [u32; 3] = [1 << 20 | 1, 1 << 20 | 2, 1 << 20 | 4];
+/// `/dev/mem`, `/dev/kmem`, `/dev/port`: major 1; and `/dev/snapshot`, by which all memory is replaced (Documentation/admin-guide/devices.txt).
+const MEMORY_DEVICES: [u32; 4] = [1 << 20 | 1, 1 << 20 | 2, 1 << 20 | 4, 10 << 20 | 231];
 /// include/uapi/linux/magic.h
 const PROC: u64 = 0x9fa0;
 const TRACEFS: u64 = 0x7472_6163;
 const DEBUGFS: u64 = 0x6462_6720;
 const SECURITYFS: u64 = 0x7363_6673;
 const CGROUP2: u64 = 0x6367_7270;
+const CGROUP1: u64 = 0x0027_e0eb;
+const SYSFS: u64 = 0x6265_6572;
 
 /// `int file_open(struct file *file)`, for every open on the host: what is not opened for writing, by nobody of a session, is let go
 /// after two look-ups.
@@ -91,7 +94,8 @@ fn canary(inode: Address) -> Option<i32> {
 
 #[inline(always)]
 fn memory(rdev: u32) -> Option<u32> {
-    if rdev == MEMORY_DEVICES[0] || rdev == MEMORY_DEVICES[1] || rdev == MEMORY_DEVICES[2] {
+    if rdev == MEMORY_DEVICES[0] || rdev == MEMORY_DEVICES[1] || rdev == MEMORY_DEVICES[2] || rdev == MEMORY_DEVICES[3]
+    {
         Some(Rule::Memory as u32)
     } else {
         None
@@ -115,9 +119,19 @@ fn plain(actor: &Actor, inode: Address, dentry: u64) -> Option<u32> {
             None => None,
         };
     }
+    if magic == SYSFS || magic == CGROUP1 {
+        return match guard::knob(magic, dentry, true) {
+            Some(rule) => Some(rule),
+            None => guard::knob(magic, dentry, false),
+        };
+    }
     let place = guard::place(dentry);
     if magic == CGROUP2 {
-        return if place.folder & GUARD_CGROUP == 0 { None } else { guard::knob(magic, dentry, true) };
+        if place.folder & GUARD_CGROUP != 0 {
+            return guard::knob(magic, dentry, true);
+        }
+        // The agent can be moved into any group and killed there before it has moved back.
+        return if actor.who.tgid != 1 && kills(dentry) { Some(Rule::Cgroup as u32) } else { None };
     }
     if actor.helps(place) {
         return None;
@@ -126,6 +140,18 @@ fn plain(actor: &Actor, inode: Address, dentry: u64) -> Option<u32> {
         return Some(Rule::File as u32);
     }
     place.rule_against_change(true).map(|rule| rule as u32)
+}
+
+/// Whether it is called `cgroup.kill`.
+#[inline(always)]
+fn kills(dentry: u64) -> bool {
+    /// Little-endian, the two halves overlap.
+    const BEGIN: u64 = u64::from_le_bytes(*b"cgroup.k");
+    const END: u64 = u64::from_le_bytes(*b"up.kill\0");
+    guard::pointer(dentry, offset!(dentry_name)).is_some_and(|name| {
+        let (begin, end) = (guard::word(name), guard::word(name + 4));
+        begin == BEGIN && end == END
+    })
 }
 
 /// Whether a file of procfs is one of the agent's process, in whatever mount or pid namespace.
@@ -139,4 +165,32 @@ fn is_agents(inode: Address) -> bool {
 #[inline(always)]
 fn dentry(file: Address) -> Option<u64> {
     guard::pointer(file as u64, offset!(file_path) + offset!(path_dentry))
+}
+
+/// `PROT_EXEC` (include/uapi/asm-generic/mman-common.h).
+const EXECUTES: u64 = 4;
+
+/// `int mmap_file(struct file *file, unsigned long reqprot, unsigned long prot, unsigned long flags)`; no file for plain memory.
+#[lsm(hook = "mmap_file")]
+pub fn guard_map(context: LsmContext) -> i32 {
+    if context.arg::<u64>(2) & EXECUTES == 0 {
+        return ALLOW;
+    }
+    code(context.arg(0)).unwrap_or(ALLOW)
+}
+
+/// The C library loads what `/etc/nsswitch.conf` names, which root of a session can change: in a session the agent runs what it ran
+/// before. What it starts is another process.
+#[inline(always)]
+fn code(file: Address) -> Option<i32> {
+    let agent = Actor::agent()?;
+    if file.is_null() {
+        return None;
+    }
+    let inode = follow(file, offset!(file_inode))?;
+    let sb = follow(inode, offset!(inode_sb))?;
+    if guard::inode_bits(load(sb, offset!(sb_dev)), inode as u64) & GUARD_CODE != 0 {
+        return None;
+    }
+    Some(agent.refused(Rule::Code, 0, dentry(file)?, 0))
 }

@@ -5,7 +5,7 @@ use breakglass_abi::Rule;
 
 use crate::{
     emit,
-    guard::{self, ALLOW, Actor},
+    guard::{self, ALLOW, Actor, REFUSE},
     scope,
 };
 
@@ -75,10 +75,12 @@ const REBOOT32: u32 = 88;
 /// `int capable(const struct cred *cred, struct user_namespace *ns, int cap, unsigned int opts)`
 #[lsm(hook = "capable")]
 pub fn guard_boot(context: LsmContext) -> i32 {
-    if context.arg::<i32>(2) != SYS_BOOT {
-        return ALLOW;
-    }
-    ends_machine().unwrap_or(ALLOW)
+    let verdict = match context.arg::<i32>(2) {
+        SYS_BOOT => ends_machine(),
+        KILL => signals_by_event(),
+        _ => None,
+    };
+    verdict.unwrap_or(ALLOW)
 }
 
 /// Whoever would end the machine waits until what was recorded before is durable, and may not while it is not: it would be gone with
@@ -96,11 +98,28 @@ fn ends_machine() -> Option<i32> {
     Some(actor.refused(Rule::Boot, 0, 0, 0))
 }
 
-/// `int perf_event_open(struct perf_event_attr *attr, int type)`; from 6.16 on `type` alone.
+/// `int perf_event_open(struct perf_event_attr *attr, int type)`; from 6.16 on `type` alone. What is asked for is not known yet here on older
+/// kernels.
 #[lsm(hook = "perf_event_open")]
 pub fn guard_perf(_context: LsmContext) -> i32 {
     match Actor::current() {
         Some(actor) if actor.tagged => actor.refused(Rule::Perf, 0, 0, 0),
         _ => ALLOW,
     }
+}
+
+/// `CAP_KILL`; and `perf_event_open(2)` in both tables.
+const KILL: i32 = 5;
+const PERF: u32 = 298;
+const PERF32: u32 = 336;
+
+/// An event can send its task a signal (`sigtrap`), past `task_kill`. Whoever asks for that needs this right, or else to be one who may
+/// attach to the task (kernel/events/core.c, `perf_check_permission`): without the right that is what the kernel asks `guard_ptrace`.
+#[inline(always)]
+fn signals_by_event() -> Option<i32> {
+    if !matches!(guard::call_number(), Some(PERF | PERF32)) {
+        return None;
+    }
+    let actor = Actor::current()?;
+    if actor.open { Some(REFUSE) } else { None }
 }

@@ -28,7 +28,7 @@ impl<M: Machine, J: Journal> Manager<M, J> {
         self.can_record().await?;
         let reenabled = self.view().state == "resumed";
         let next = self.extended(open, &grant, reenabled)?;
-        self.note_durably(&next)?;
+        self.note_durably(&next).await?;
         if let Err(error) = self.admit(&next, grant, reenabled).await {
             self.fall_back(open, &next, reenabled).await;
             return Err(error);
@@ -88,7 +88,7 @@ impl<M: Machine, J: Journal> Manager<M, J> {
         let recorded = self.journal().record(Some(next.session), Body::SessionExtended(extended)).await;
         recorded.map_err(SessionError::CannotRecord)?;
         let access = next.access();
-        let detail = self.on_machine(move |m| m.enable(&access)).await.map_err(|e| SessionError::Failed(e.0))?;
+        let detail = self.enable_account(access).await.map_err(|e| SessionError::Failed(e.0))?;
         tracing::warn!(session = %next.session, operator = %grant.operator, reenabled, "the session is extended");
         let (account, uid) = self.machine().account();
         self.note_enabled(next.session, account, uid, detail);
@@ -99,16 +99,13 @@ impl<M: Machine, J: Journal> Manager<M, J> {
     async fn fall_back(&self, open: &mut Intent, failed: &Intent, was_locked: bool) {
         // Higher than the failed one's: the newest note is the one that counts.
         open.revision = failed.revision.saturating_add(1);
-        if let Err(error) = self.note_durably(open) {
+        if let Err(error) = self.note_durably(open).await {
             tracing::error!(%error, "the session's note says more than was granted");
         }
         if was_locked {
             self.lock(open.session).await;
             return;
         }
-        let access = open.access();
-        if let Err(error) = self.on_machine(move |m| m.enable(&access)).await {
-            self.alert(Some(open.session), "enable-failed", error.0).await;
-        }
+        self.enable_again(open).await;
     }
 }

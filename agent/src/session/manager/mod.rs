@@ -17,21 +17,24 @@ use std::{
         Arc, Mutex as StdMutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use breakglass_api::v1::{
     AccountChanged, Alert, CloseCause, Login, LoginNotice, SessionClosed, SessionOpened, SessionResumed, event::Body,
 };
-use tokio::{sync::Mutex, task::JoinSet};
+use tokio::{sync::Mutex, task::JoinSet, time::timeout};
 use uuid::Uuid;
 
 use super::{
     grant::{Grant, Opened, SessionError, View},
     intent::{Admitted, Intent, IntentStore},
-    machine::Machine,
+    machine::{Access, Machine, MachineError},
 };
 use crate::blocking;
+
+/// How long enabling may take; more than the lock of the account files is waited for ([`crate::account::pwd_lock::WAIT`]).
+const ENABLE_LIMIT: Duration = Duration::from_secs(20);
 
 /// Where the manager records what it does.
 pub trait Journal: Send + Sync + 'static {
@@ -129,7 +132,7 @@ impl<M: Machine, J: Journal> Manager<M, J> {
         }
         self.can_record().await?;
         let intent = self.intent_for(&grant).await;
-        self.note_durably(&intent)?;
+        self.note_durably(&intent).await?;
         // Not waited for: it is done long before ssh has shaken hands, and the operator must not wait.
         let (this, session) = (self.clone(), intent.session);
         tokio::spawn(async move { this.on_machine(move |m| m.look_before(session)).await });
@@ -162,7 +165,7 @@ impl<M: Machine, J: Journal> Manager<M, J> {
         cause: CloseCause,
         by: &str,
     ) -> Result<(Uuid, SessionClosed), SessionError> {
-        let mut active = self.inner.active.lock().await;
+        let (mut active, _) = self.active_at_the_end(session).await;
         let intent = active.as_ref().filter(|a| session.is_none_or(|s| s == a.session)).ok_or(SessionError::NotOpen)?;
         let intent = intent.clone();
         let closed = self.shut(&intent, cause, by).await;
@@ -221,8 +224,8 @@ impl<M: Machine, J: Journal> Manager<M, J> {
         }
     }
 
-    fn note_durably(&self, intent: &Intent) -> Result<(), SessionError> {
-        let written = self.inner.intents.write(intent);
+    async fn note_durably(&self, intent: &Intent) -> Result<(), SessionError> {
+        let written = self.inner.intents.write(intent).await;
         written.map_err(|e| SessionError::Failed(format!("no folder takes the session's note: {e}")))
     }
 
@@ -256,10 +259,21 @@ impl<M: Machine, J: Journal> Manager<M, J> {
             .await
             .map_err(SessionError::CannotRecord)?;
         self.on_machine(move |m| m.begin_recording(slot)).await.map_err(|e| SessionError::CannotRecord(e.0))?;
-        let detail = self.on_machine(move |m| m.enable(&access)).await.map_err(|e| SessionError::Failed(e.0))?;
+        let detail = self.enable_account(access).await.map_err(|e| SessionError::Failed(e.0))?;
         tracing::warn!(session = %session, operator = %intent.operator, reason = %intent.reason, "the glass is broken");
         self.note_enabled(session, account, uid, detail);
         Ok(())
+    }
+
+    /// Lets these in. Takes milliseconds, unless somebody holds the account files up. Should it happen after all when nobody waits any more,
+    /// whoever has locked since has the last word.
+    async fn enable_account(&self, access: Access) -> Result<String, MachineError> {
+        let enabled = timeout(ENABLE_LIMIT, self.on_machine(move |m| m.enable(&access))).await;
+        enabled.unwrap_or_else(|_| {
+            Err(MachineError(format!(
+                "the account files do not answer for {ENABLE_LIMIT:?}; see what holds /etc/shadow up"
+            )))
+        })
     }
 
     /// The operator need not wait for this one: what they may do is on disk already.

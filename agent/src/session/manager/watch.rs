@@ -52,9 +52,9 @@ impl<M: Machine, J: Journal> Manager<M, J> {
 
     /// Closes the session unless its deadline was moved at the last moment; says whether it is over.
     async fn expire(&self, session: Uuid) -> bool {
-        let mut active = self.inner.active.lock().await;
+        let (mut active, ended) = self.active_at_the_end(Some(session)).await;
         let Some(intent) = active.as_ref().filter(|open| open.session == session).cloned() else { return true };
-        if intent.deadline_boot_ns > self.machine().boot_ns() {
+        if !ended && intent.deadline_boot_ns > self.machine().boot_ns() {
             return false;
         }
         self.shut(&intent, CloseCause::Deadline, "").await;

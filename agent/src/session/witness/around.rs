@@ -10,9 +10,9 @@ use std::{
 
 use breakglass_api::v1;
 
-use crate::session::{
-    clock,
-    processes::{NS_PER_TICK, parse_stat},
+use crate::{
+    procfs::{self, Stat},
+    session::{clock, processes::NS_PER_TICK},
 };
 
 /// Where the service manager keeps the units that it was asked to make.
@@ -35,17 +35,16 @@ pub struct System;
 
 impl Around for System {
     fn process(&self, process: v1::Process) -> Option<(Option<v1::Process>, Vec<u8>)> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid)).ok()?;
-        let (_, start_ticks) = parse_stat(&stat)?;
-        if start_ticks != process.start_ns / NS_PER_TICK {
+        let stat = Stat::of(process.pid).ok()?;
+        if stat.start_ticks != process.start_ns / NS_PER_TICK {
             return None;
         }
-        let exe = fs::read_link(format!("/proc/{}/exe", process.pid)).unwrap_or_default();
-        Some((parent_of(&stat), exe.into_os_string().into_vec()))
+        let exe = procfs::read_link(&format!("{}/exe", process.pid)).unwrap_or_default();
+        Some((parent_of(stat), exe.into_os_string().into_vec()))
     }
 
     fn unit(&self, pid: u32) -> Option<String> {
-        unit_of(&fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?)
+        unit_of(&procfs::read(&format!("{pid}/cgroup")).ok()?)
     }
 
     fn transient_since(&self, unit: &str) -> Option<u64> {
@@ -58,21 +57,18 @@ impl Around for System {
     }
 
     fn stdin(&self, pid: u32) -> Option<Vec<u8>> {
-        let path = fs::read_link(format!("/proc/{pid}/fd/0")).ok()?.into_os_string().into_vec();
+        let path = procfs::read_link(&format!("{pid}/fd/0")).ok()?.into_os_string().into_vec();
         Some(path.strip_suffix(b" (deleted)").map_or(path.clone(), <[u8]>::to_vec))
     }
 }
 
-/// The parent in `/proc/PID/stat`, field 4, with the start time that it has now.
-fn parent_of(stat: &str) -> Option<v1::Process> {
-    let rest = &stat[stat.rfind(')')? + 1..];
-    let pid: u32 = rest.split_ascii_whitespace().nth(1)?.parse().ok()?;
-    if pid == 0 {
+/// The parent of a process, with the start time that it has now.
+fn parent_of(stat: Stat) -> Option<v1::Process> {
+    if stat.parent == 0 {
         return None;
     }
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, start_ticks) = parse_stat(&stat)?;
-    Some(v1::Process { pid, start_ns: start_ticks * NS_PER_TICK })
+    let parent = Stat::of(stat.parent).ok()?;
+    Some(v1::Process { pid: stat.parent, start_ns: parent.start_ticks * NS_PER_TICK })
 }
 
 /// The innermost unit in `/proc/PID/cgroup`: of the hierarchy named systemd, or of the unified one.
@@ -107,8 +103,7 @@ mod tests {
     #[test]
     fn this_process_is_found_and_a_namesake_is_not() {
         let pid = std::process::id();
-        let stat = fs::read_to_string("/proc/self/stat").unwrap();
-        let (_, ticks) = parse_stat(&stat).unwrap();
+        let ticks = Stat::of(pid).unwrap().start_ticks;
         let own = v1::Process { pid, start_ns: ticks * NS_PER_TICK + 1 };
         let (parent, exe) = System.process(own).unwrap();
         assert_eq!(parent.unwrap().pid, std::os::unix::process::parent_id());

@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 use breakglass_api::v1::{LeftBehind, event::Body, left_behind::Category};
 use breakglass_tests::{machine, poll};
+use nix::fcntl::{Flock, FlockArg};
 
 use crate::{
     case::{Case, Held},
@@ -19,6 +20,8 @@ use crate::{
 
 pub const CASES: &[Case] = &[
     Case::own(27, "survivors", survivors).held(nobody_survived),
+    Case::own(27, "without_a_first_thread", hider).held(nobody_hid),
+    Case::own(27, "under_a_mount_over_its_proc", hider).held(nobody_hid),
     Case::own(27, "timer_for_later", door).held(door_listed).only_in_lab("it needs systemd as PID 1"),
     Case::own(28, "key_of_root", door).held(door_listed).only_in_lab(DOORS),
     Case::own(28, "second_root", door).held(door_listed).only_in_lab(DOORS),
@@ -132,6 +135,39 @@ fn nobody_survived(record: &Record<'_>, deed: &Deed) -> Option<Held> {
     let closed = record
         .bodies()
         .any(|body| matches!(body, Body::SessionClosed(closed) if closed.survivors.is_empty() && closed.killed >= 4));
+    whole(closed && deed.value == 0)
+}
+
+/// How a process hides from whoever goes by `/proc`, keeping `$hold` locked.
+const HIDDEN: &[(&str, &str)] = &[
+    ("without_a_first_thread", r#"setsid "$attack" headless "$hold" </dev/null >/dev/null 2>&1 &"#),
+    (
+        "under_a_mount_over_its_proc",
+        r#"setsid sh -c 'mount --bind /tmp /proc/$$; exec flock --no-fork "$0" sleep 12345' "$hold" </dev/null >/dev/null 2>&1 &"#,
+    ),
+];
+
+/// One that hides; then the session is closed.
+fn hider(stage: &mut Stage, case: &Case) -> Result<Deed> {
+    let mut deed = stage.prepare(case)?;
+    let (_, start) = HIDDEN.iter().find(|(name, _)| *name == case.name).context("nobody hides so")?;
+    let hold = deed.file.with_extension("hold");
+    let script = format!("hold={}\n{start}\nact\n", hold.display());
+    stage.run(&mut deed, &script)?;
+    let lives =
+        || Ok(fs::exists(&hold)? && Flock::lock(fs::File::open(&hold)?, FlockArg::LockExclusiveNonblock).is_err());
+    poll::until_true("the one that hides", poll::SOON, lives)?;
+    stage.stack.close()?;
+    stage.hang_up();
+    deed.value = u64::from(lives()?);
+    fs::remove_file(&hold)?;
+    Ok(deed)
+}
+
+fn nobody_hid(record: &Record<'_>, deed: &Deed) -> Option<Held> {
+    let closed = record
+        .bodies()
+        .any(|body| matches!(body, Body::SessionClosed(closed) if closed.survivors.is_empty() && closed.killed >= 1));
     whole(closed && deed.value == 0)
 }
 

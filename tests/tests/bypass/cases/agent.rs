@@ -30,6 +30,12 @@ pub const CASES: &[Case] = &[
     .held(traced)
     .rough(),
     Case::root(5, "least_of_priorities", "renice 19 -p $agent >/dev/null && chrt -i -p 0 $agent && act").rough(),
+    Case {
+        helper: Some("python3 (pid "),
+        ..Case::root(5, "killed_by_an_event_s_signal", EVENT_WITH_A_SIGNAL)
+            .rough()
+            .only_in_lab("it asks the machine's init process")
+    },
     Case::root(
         6,
         "freeze_cgroup",
@@ -46,6 +52,17 @@ pub const CASES: &[Case] = &[
         r#"
         g=/sys/fs/cgroup$(cut -d: -f3 /proc/$agent/cgroup)
         echo 1 > $g/cgroup.kill && act
+    "#,
+    )
+    .rough()
+    .only_in_lab(CGROUPS),
+    Case::root(
+        6,
+        "into_a_cgroup_that_is_killed",
+        r#"
+        g=/sys/fs/cgroup/pyre
+        mkdir -p $g
+        echo $agent > $g/cgroup.procs; echo 1 > $g/cgroup.kill && gone && act
     "#,
     )
     .rough()
@@ -306,12 +323,27 @@ pub const CASES: &[Case] = &[
     )
     .rough()
     .only_in_lab("it freezes the machine's root file system"),
+    Case::root(62, "aborted_file_system", "mount -o remount,abort / && act")
+        .rough()
+        .only_in_lab("it stops the machine's root file system"),
     // What a reset leaves of the record is looked at by `access::reboot` in the lab.
     Case::root(63, "leave_to_end_the_machine", r#"act; "$attack" boot"#).held(reboot_waited),
     Case::root(64, "io_ports", r#""$attack" ports && : > "$file""#)
         .held(ports_taken)
         .only_in_lab("a kernel need not have the call"),
 ];
+
+/// Somebody who is not of the session has the kernel send the agent SIGTRAP, by an event that counts the time that it runs.
+const EVENT_WITH_A_SIGNAL: &str = r#"
+cat > "$dir/event.py" <<'END'
+import ctypes, os, struct, sys, time
+event = struct.pack('<IIQQQQQ', 1, 128, 0, 100000, 0, 0, 3 << 36).ljust(128, b'\0')
+opened = [ctypes.CDLL(None).syscall(298, event, int(thread), -1, -1, 0) for thread in os.listdir(f'/proc/{sys.argv[1]}/task')]
+time.sleep(5)
+sys.exit(max(opened) < 0)
+END
+systemd-run --quiet --wait python3 "$dir/event.py" $agent && gone && act
+"#;
 
 const CGROUPS: &str = "the agent has a unit of its own there";
 
