@@ -14,6 +14,7 @@ use breakglass_abi::{
 };
 
 use crate::{
+    emit::fetch_add,
     fault,
     task::{Identity, Task, constant, load, offset},
 };
@@ -29,9 +30,19 @@ const TAGS_MAX: u32 = 65_536;
 /// Most sessions whose processes can be closing at a time.
 const SLOTS_MAX: u32 = 64;
 const SIGKILL: u32 = 9;
+/// `BPF_NOEXIST` (include/uapi/linux/bpf.h), and what it gives for a key that is there.
+const BPF_NOEXIST: u64 = 1;
+const EEXIST: i32 = -17;
 
 #[map]
 static TAGS: HashMap<ProcessKey, Tag> = HashMap::with_max_entries(TAGS_MAX, 0);
+/// How many of them there are: as these programs counted, and as the agent did, which tags and forgets some itself. It can be less than
+/// nothing in either.
+#[map]
+static TAGGED: Array<i64> = Array::with_max_entries(2, 0);
+/// Set by the agent before loading: with so many, none of them may start another.
+#[unsafe(no_mangle)]
+static TAGS_HIGH: u32 = 0;
 #[map]
 static SLOTS: HashMap<u32, u32> = HashMap::with_max_entries(SLOTS_MAX, 0);
 #[map]
@@ -169,7 +180,24 @@ pub fn leave(who: Identity) -> Option<u32> {
     let key = who.key();
     let slot = unsafe { TAGS.get(&key) }?.slot;
     // Two last threads can get here at once; one of them removes it.
-    TAGS.remove(&key).ok().map(|()| slot)
+    TAGS.remove(&key).ok()?;
+    count(-1);
+    Some(slot)
+}
+
+/// Whether there is so little room for tags that nothing in scope should start a process. Beyond is what those need that are being killed
+/// and have not ended.
+#[inline(always)]
+pub fn is_crowded() -> bool {
+    let counted = |at| TAGGED.get(at).map_or(0, |count| unsafe { core::ptr::read_volatile(count) });
+    counted(0) + counted(1) >= i64::from(constant(&TAGS_HIGH))
+}
+
+#[inline(always)]
+fn count(change: i64) {
+    if let Some(count) = TAGGED.get_ptr_mut(0) {
+        unsafe { fetch_add(count.cast(), change as u64) };
+    }
 }
 
 /// Whether tasks of this session may neither exec nor fork any more.
@@ -236,8 +264,13 @@ fn account_cause(task: Task, settings: &Settings) -> Option<u16> {
 
 #[inline(always)]
 fn insert(key: &ProcessKey, tag: Tag) -> Scope {
-    let tagged = match TAGS.insert(key, &tag, 0) {
-        Ok(()) => true,
+    let tagged = match TAGS.insert(key, &tag, BPF_NOEXIST) {
+        Ok(()) => {
+            count(1);
+            true
+        }
+        // By another thread, just now.
+        Err(EEXIST) => true,
         Err(error) => {
             fault::count(Site::TagInsert, i64::from(error));
             false

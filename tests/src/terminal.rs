@@ -139,6 +139,12 @@ impl Terminal {
         self.seen.lock().bytes.len()
     }
 
+    /// Drops everything that came so far.
+    pub fn forget(&mut self) {
+        self.seen.lock().bytes.clear();
+        self.at = 0;
+    }
+
     /// Waits for the program and its output to end.
     pub fn finish(&mut self, limit: Duration) -> Result<ExitStatus> {
         let status = poll::until("the terminal's program to end", limit, || Ok(self.child.try_wait()?))

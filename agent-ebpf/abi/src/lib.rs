@@ -23,4 +23,4 @@ pub use settings::{
 };
 
 /// Version of everything in this crate; raised by any change of layout or meaning. Part of the name of the pin folder.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;

@@ -29,6 +29,29 @@ macro_rules! offsets {
 }
 
 offsets! {
+    // What every system call of the host asks for comes first: one line of the cache, which the program otherwise finds cold after every exec.
+    /// `pt_regs.orig_ax`
+    regs_orig_ax,
+    /// `task_struct.thread_info.status`
+    task_status,
+    /// `pt_regs.dx`
+    regs_dx,
+    /// `pt_regs.si`
+    regs_si,
+    /// `pt_regs.di`
+    regs_di,
+    /// `task_struct.files`
+    task_files,
+    /// `files_struct.fdt`
+    files_fdt,
+    /// `fdtable.max_fds`
+    fdt_max,
+    /// `fdtable.fd`
+    fdt_fd,
+    /// `file.f_inode`
+    file_inode,
+    /// `inode.i_mode`
+    inode_mode,
     /// `task_struct.tgid`
     task_tgid,
     /// `task_struct.pid`
@@ -37,6 +60,7 @@ offsets! {
     task_group_leader,
     /// `task_struct.start_boottime`
     task_start,
+    // All others.
     /// `task_struct.real_parent`
     task_parent,
     /// `task_struct.mm`
@@ -57,10 +81,6 @@ offsets! {
     task_nsproxy,
     /// `task_struct.fs`
     task_fs,
-    /// `task_struct.files`
-    task_files,
-    /// `task_struct.thread_info.status`
-    task_status,
     /// `mm_struct.arg_start`
     mm_arg_start,
     /// `mm_struct.arg_end`
@@ -115,8 +135,6 @@ offsets! {
     bprm_interp,
     /// `file.f_path`
     file_path,
-    /// `file.f_inode`
-    file_inode,
     /// `file.private_data`
     file_private,
     /// `file.f_flags`
@@ -147,8 +165,6 @@ offsets! {
     mount_mountpoint,
     /// `inode.i_ino`
     inode_ino,
-    /// `inode.i_mode`
-    inode_mode,
     /// `inode.i_nlink`
     inode_nlink,
     /// `inode.i_rdev`
@@ -157,12 +173,6 @@ offsets! {
     inode_sb,
     /// `super_block.s_dev`
     sb_dev,
-    /// `files_struct.fdt`
-    files_fdt,
-    /// `fdtable.max_fds`
-    fdt_max,
-    /// `fdtable.fd`
-    fdt_fd,
     /// `tty_file_private.tty`
     tty_file_tty,
     /// `tty_struct.link`
@@ -193,18 +203,10 @@ offsets! {
     pid_tasks,
     /// `task_struct.pid_links`
     task_pid_links,
-    /// `pt_regs.orig_ax`
-    regs_orig_ax,
-    /// `pt_regs.di`
-    regs_di,
-    /// `pt_regs.si`
-    regs_si,
     /// `pt_regs.bx`
     regs_bx,
     /// `pt_regs.cx`
     regs_cx,
-    /// `pt_regs.dx`
-    regs_dx,
     /// `pt_regs.r10`
     regs_r10,
     /// `pt_regs.r8`

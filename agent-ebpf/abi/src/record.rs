@@ -228,6 +228,8 @@ shared! {
 pub const FLAG_UNTAGGED: u16 = 1;
 /// The task was sent SIGKILL: its session is closing, or it cannot be recorded.
 pub const FLAG_KILLED: u16 = 2;
+/// It was, since it had a child when the table of tagged processes was almost full. The child is tagged.
+pub const FLAG_CROWDED: u16 = 4;
 
 shared! {
     /// A program was started. Followed by `path`, `cwd`, `filename`, `interp`, then `argv` and `env` where they are short

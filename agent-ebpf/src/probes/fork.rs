@@ -4,7 +4,7 @@ use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use aya_log_ebpf::warn;
 use breakglass_abi::{
     Fork, Kind, Ring,
-    record::{FLAG_KILLED, FLAG_UNTAGGED},
+    record::{FLAG_CROWDED, FLAG_KILLED, FLAG_UNTAGGED},
     settings::CANARY_TRACEPOINT,
 };
 
@@ -45,8 +45,13 @@ fn record(context: &BtfTracePointContext, parent: Task, child: Task) {
             "the child {} of {} is not followed: the table of tagged processes is full", made.tgid, who.tgid
         );
     }
-    if (scope::closing(scope.slot) || (!scope.tagged && scope::deny_unrecorded())) && scope::kill_current(who) {
+    let crowded = scope::is_crowded();
+    let ends = scope::closing(scope.slot) || ((crowded || !scope.tagged) && scope::deny_unrecorded());
+    if ends && scope::kill_current(who) {
         flags |= FLAG_KILLED;
+        if crowded && scope.tagged {
+            flags |= FLAG_CROWDED;
+        }
     }
     let Some(slot) = Slot::get(scratch::TRACE) else { return };
     let fork: *mut Fork = slot.record();

@@ -168,6 +168,7 @@ impl Call {
 
 /// `TP_PROTO(struct pt_regs *regs, long ret)`, host-wide: the number is tested before anything else is looked at.
 #[btf_tracepoint(function = "sys_exit")]
+#[inline(always)]
 pub fn syscall_exit(context: BtfTracePointContext) -> i32 {
     let regs = context.arg::<Address>(0);
     let result: i64 = context.arg(1);
@@ -180,11 +181,8 @@ pub fn syscall_exit(context: BtfTracePointContext) -> i32 {
 /// At the exit of a call that is looked at.
 #[inline(always)]
 fn finished(regs: Address, decoded: Decoded, result: i64) {
-    if !scope::works() {
-        return;
-    }
     let task = Task::current();
-    if action::is_idle(task, regs, decoded.call, decoded.registers32, result) {
+    if action::is_idle(task, regs, decoded.call, decoded.registers32, result) || !scope::works() {
         return;
     }
     let Some(call) = Call::note(regs, decoded) else { return };

@@ -10,6 +10,7 @@ use super::{
     text::shown,
     tree::{Read, beyond_limit, children, entry, unreadable},
 };
+use crate::kernel::mounts::unescaped;
 
 /// The mount namespace that the host's users live in.
 const MOUNTS: &[u8] = b"/proc/1/mountinfo";
@@ -95,29 +96,6 @@ fn parse_mount(line: &[u8]) -> Option<Mount> {
         kind: kind.to_vec(),
         source: unescaped(source),
     })
-}
-
-/// Undoes the octal escapes that the kernel writes for blanks and backslashes.
-fn unescaped(field: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&byte, after)) = rest.split_first() {
-        match (byte, after.get(..3).and_then(octal)) {
-            (b'\\', Some(value)) => {
-                out.push(value);
-                rest = after.get(3..).unwrap_or_default();
-            }
-            _ => {
-                out.push(byte);
-                rest = after;
-            }
-        }
-    }
-    out
-}
-
-fn octal(digits: &[u8]) -> Option<u8> {
-    u8::from_str_radix(std::str::from_utf8(digits).ok().filter(|d| d.bytes().all(|b| b.is_ascii_digit()))?, 8).ok()
 }
 
 /// Adds every mount.

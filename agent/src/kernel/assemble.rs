@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use breakglass_abi::{
     Chunk, Exec, ExecFailed, Exit, Fork, Header, Kind, Ring, Withheld,
     record::{
-        FAULT_ARGV, FAULT_ENV, FLAG_KILLED, FLAG_UNTAGGED, PART_ARGV, PART_CHUNKS, PART_ENV, WALK_PARTIAL,
-        WALK_PASSED_ROOT, WALK_ROOT,
+        FAULT_ARGV, FAULT_ENV, FLAG_CROWDED, FLAG_KILLED, FLAG_UNTAGGED, PART_ARGV, PART_CHUNKS, PART_ENV,
+        WALK_PARTIAL, WALK_PASSED_ROOT, WALK_ROOT,
     },
 };
 use breakglass_api::v1::{self, ExecFault, KernelRef, event::Body};
@@ -92,6 +92,9 @@ impl Assembler {
         }
         if header.flags & FLAG_UNTAGGED != 0 {
             out.push(untagged(&header));
+        }
+        if header.flags & FLAG_CROWDED != 0 {
+            out.push(crowded(&header));
         }
         Ok(())
     }
@@ -365,14 +368,22 @@ fn withheld(ring: Ring, bytes: &[u8]) -> Result<Observed, Unreadable> {
 
 /// The table of tags is full: what this process starts may go unseen.
 fn untagged(header: &Header) -> Observed {
-    let alert = v1::Alert {
-        code: "process-not-followed".into(),
-        message: format!(
-            "process {} or its new child could not be tagged: the table of tagged processes is full",
-            header.tgid
-        ),
-        process: Some(process(header)),
-    };
+    let message =
+        format!("process {} or its new child could not be tagged: the table of tagged processes is full", header.tgid);
+    alert(header, "process-not-followed", message)
+}
+
+/// It is almost full, and everything is still followed.
+fn crowded(header: &Header) -> Observed {
+    let message = format!(
+        "process {} was killed for starting another one: the sessions of this host have so many that the next ones could not be followed",
+        header.tgid
+    );
+    alert(header, "too-many-processes", message)
+}
+
+fn alert(header: &Header, code: &str, message: String) -> Observed {
+    let alert = v1::Alert { code: code.into(), message, process: Some(process(header)) };
     let event = v1::Event { boot_ns: header.boot_ns, session: 0, origin: None, body: Some(Body::Alert(alert)) };
     Observed { slot: header.slot, event }
 }

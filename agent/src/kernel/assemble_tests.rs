@@ -258,6 +258,19 @@ fn a_task_that_could_not_be_tagged_is_an_alert() {
     assert!(matches!(&out[1].event.body, Some(Body::Alert(alert)) if alert.code == "process-not-followed"));
 }
 
+#[test]
+fn a_task_that_was_killed_for_one_child_too_many_is_an_alert() {
+    let fork = |flags| {
+        let header = Header { flags, ..header(Kind::Fork, Fork::SIZE, 1) };
+        let fork = Fork { header, child_start_ns: 9, child_tgid: 8, reserved: 0 };
+        let (_, out) = assemble(&[fork.to_bytes().to_vec()]);
+        out.into_iter().skip(1).map(|observed| observed.event.body).collect::<Vec<_>>()
+    };
+    let alerts = fork(FLAG_KILLED | FLAG_CROWDED);
+    assert!(matches!(&alerts[..], [Some(Body::Alert(alert))] if alert.code == "too-many-processes"), "{alerts:?}");
+    assert_eq!(fork(FLAG_KILLED), [], "as when a session closes");
+}
+
 proptest! {
     #[test]
     fn noise_and_cut_records_never_panic(

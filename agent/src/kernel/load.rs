@@ -40,6 +40,14 @@ pub struct Sizes {
     pub tags: u32,
 }
 
+impl Sizes {
+    /// From how many tagged processes on none of them may start another, under `deny`: what is left is for those that were killed for it and
+    /// take their time to end.
+    fn tags_high(&self) -> u32 {
+        self.tags - self.tags / 16
+    }
+}
+
 /// Loads everything that is used into `pins`, of what was made by this plan, and attaches nothing. What is loaded already stays so.
 pub fn load(pins: &Pins, plan: &Plan<'_>, mut ebpf: Ebpf, types: &AyaBtf) -> Result<(), KernelError> {
     for name in maps::NAMES {
@@ -83,12 +91,14 @@ pub fn is_loaded(pins: &Pins, program: &Program) -> bool {
 pub fn create(plan: &Plan<'_>) -> Result<Ebpf, KernelError> {
     let by_syscall = [u32::from(!plan.means.function_exits)];
     let number = [plan.load];
+    let tags_high = [plan.sizes.tags_high()];
     let [audit, witness, bulk] = plan.sizes.rings;
     let mut loader = EbpfLoader::new();
     loader
         .override_global("OFFSETS", plan.offsets, true)
         .override_global("TERMINALS_BY_SYSCALL", &by_syscall[..], true)
         .override_global("LOAD", &number[..], true)
+        .override_global("TAGS_HIGH", &tags_high[..], true)
         .map_max_entries("AUDIT", audit)
         .map_max_entries("WITNESS", witness)
         .map_max_entries("BULK", bulk)

@@ -1,10 +1,13 @@
 //! The pinned maps, with types.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    sync::{Mutex, PoisonError},
+};
 
 use aya::{
     Pod,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
 };
 use breakglass_abi::{
     Agent, Counter, GuardedKey, Knob, ProcessKey, Pulse, Ring, Settings, StdioEnd, Terminal,
@@ -15,7 +18,7 @@ use super::{error::KernelError, pins::Pins};
 use crate::procfs::Stat;
 
 /// Every map of the object, in any order.
-pub const NAMES: [&str; 25] = [
+pub const NAMES: [&str; 26] = [
     "AGENT",
     "ATTEMPTS",
     "CANARIES_SEEN",
@@ -38,6 +41,7 @@ pub const NAMES: [&str; 25] = [
     "MASTER_USERS",
     "SLOTS",
     "STDIO",
+    "TAGGED",
     "TAGS",
     "TERMINALS",
     "WRITES",
@@ -45,6 +49,9 @@ pub const NAMES: [&str; 25] = [
 
 /// Ticks of the clock in `/proc/PID/stat` (`USER_HZ`), nanoseconds.
 const NS_PER_TICK: u64 = 10_000_000;
+
+/// An element that is there already is not to be replaced (include/uapi/linux/bpf.h).
+const BPF_NOEXIST: u64 = 1;
 
 const RINGS: [&str; 3] = ["AUDIT", "WITNESS", "BULK"];
 
@@ -73,6 +80,7 @@ pub struct Maps {
     settings: SettingsMap,
     slots: HashMap<MapData, u32, u32>,
     tags: HashMap<MapData, [u64; 2], [u32; 2]>,
+    tagged_count: TaggedCount,
     terminals: HashMap<MapData, u64, [u64; 4]>,
     stdio: HashMap<MapData, [u64; 2], [u64; 3]>,
     faults: PerCpuArray<MapData, u64>,
@@ -105,24 +113,55 @@ impl Counters {
     }
 }
 
+/// How many processes are tagged by the agent's own count, which the programs add to theirs: for each that it tags one more, for each that
+/// it forgets one less, though others may have done the opposite.
+struct TaggedCount(Array<MapData, i64>);
+
+/// For who adds to the count; several threads do.
+static COUNTING: Mutex<()> = Mutex::new(());
+
+impl TaggedCount {
+    /// The agent's element.
+    const OWN: u32 = 1;
+
+    fn open(pins: &Pins) -> Result<Self, KernelError> {
+        Ok(Self(open(pins, "TAGGED", Map::Array)?))
+    }
+
+    fn add(&mut self, change: i64) -> Result<(), KernelError> {
+        let _alone = COUNTING.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = self.0.get(&Self::OWN, 0).map_err(|e| KernelError::map("cannot read", "TAGGED", e))?;
+        self.0
+            .set(Self::OWN, count.saturating_add(change), 0)
+            .map_err(|e| KernelError::map("cannot write", "TAGGED", e))
+    }
+}
+
 /// Tags processes at the agent's own wish.
-pub struct Tagger(HashMap<MapData, [u64; 2], [u32; 2]>);
+pub struct Tagger {
+    tags: HashMap<MapData, [u64; 2], [u32; 2]>,
+    count: TaggedCount,
+}
 
 impl Tagger {
     /// Opens the pinned map.
     pub fn open(pins: &Pins) -> Result<Self, KernelError> {
-        Ok(Self(open(pins, "TAGS", Map::HashMap)?))
+        Ok(Self { tags: open(pins, "TAGS", Map::HashMap)?, count: TaggedCount::open(pins)? })
     }
 
     /// Counts a process, and from now on what it starts, as a session's. Whether it was still there.
     pub fn tag(&mut self, process: ProcessId, slot: u32) -> Result<bool, KernelError> {
         let key = key_of(process);
         let value = [slot, u32::from(TAG_BY_REQUEST) | u32::from(TAG_EXECUTED) << 16];
-        self.0.insert(key, value, 0).map_err(|e| KernelError::map("cannot write", "TAGS", e))?;
+        match self.tags.insert(key, value, BPF_NOEXIST) {
+            Ok(()) => self.count.add(1)?,
+            // Tagged already, or the table is full, which this finds out.
+            Err(_) => self.tags.insert(key, value, 0).map_err(|e| KernelError::map("cannot write", "TAGS", e))?,
+        }
         // The kernel forgets it when it ends. One that had ended before would stay for ever.
         let alive = is_alive(process);
-        if !alive {
-            absent_is_fine(self.0.remove(&key)).map_err(|e| KernelError::map("cannot write", "TAGS", e))?;
+        if !alive && was_there(self.tags.remove(&key)).map_err(|e| KernelError::map("cannot write", "TAGS", e))? {
+            self.count.add(-1)?;
         }
         Ok(alive)
     }
@@ -140,6 +179,7 @@ impl Maps {
             settings: open(pins, "SETTINGS", Map::Array)?,
             slots: open(pins, "SLOTS", Map::HashMap)?,
             tags: open(pins, "TAGS", Map::HashMap)?,
+            tagged_count: TaggedCount::open(pins)?,
             terminals: open(pins, "TERMINALS", Map::HashMap)?,
             stdio: open(pins, "STDIO", Map::LruHashMap)?,
             faults: open(pins, "FAULTS", Map::PerCpuArray)?,
@@ -201,8 +241,10 @@ impl Maps {
                 alive += 1;
                 continue;
             }
-            absent_is_fine(self.tags.remove(&key_of(process)))
-                .map_err(|e| KernelError::map("cannot write", "TAGS", e))?;
+            let removed = was_there(self.tags.remove(&key_of(process)));
+            if removed.map_err(|e| KernelError::map("cannot write", "TAGS", e))? {
+                self.tagged_count.add(-1)?;
+            }
         }
         Ok(alive)
     }
@@ -423,13 +465,16 @@ where
 }
 
 /// Removing what is gone already is what was wanted.
-fn absent_is_fine(result: Result<(), aya::maps::MapError>) -> Result<(), aya::maps::MapError> {
+fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+    was_there(result).map(drop)
+}
+
+/// Whether something was removed.
+fn was_there(result: Result<(), MapError>) -> Result<bool, MapError> {
     match result {
-        Err(aya::maps::MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => {
-            Ok(())
-        }
-        Err(aya::maps::MapError::KeyNotFound) => Ok(()),
-        other => other,
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(MapError::KeyNotFound) => Ok(false),
+        other => other.map(|()| true),
     }
 }
 

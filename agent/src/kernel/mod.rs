@@ -12,7 +12,7 @@ mod life;
 mod load;
 mod lsm;
 mod maps;
-mod mounts;
+pub mod mounts;
 mod object;
 mod offsets;
 mod pins;

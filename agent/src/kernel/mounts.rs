@@ -34,13 +34,13 @@ pub fn table(text: &[u8]) -> BTreeMap<u32, Mount> {
     let mount = |line: &[u8]| {
         let mut words = line.split(|byte| *byte == b' ');
         let (id, parent, point) = (number(words.next()?)?, number(words.next()?)?, words.nth(2)?);
-        Some((id, Mount { parent, point: PathBuf::from(OsString::from_vec(plain(point))) }))
+        Some((id, Mount { parent, point: PathBuf::from(OsString::from_vec(unescaped(point))) }))
     };
     text.split(|byte| *byte == b'\n').filter_map(mount).collect()
 }
 
-/// Without the octal escapes.
-fn plain(escaped: &[u8]) -> Vec<u8> {
+/// Undoes the octal escapes that the kernel writes for blanks, line ends and backslashes (proc_pid_mountinfo(5)).
+pub fn unescaped(escaped: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(escaped.len());
     let mut rest = escaped;
     while let Some((first, behind)) = rest.split_first() {
@@ -100,7 +100,7 @@ mod tests {
         assert_eq!(down_from(&table, Some(36)), [36, 35, 1]);
         assert_eq!(down_from(&table, Some(40)), [40]);
         assert!(down_from(&table, None).is_empty());
-        assert_eq!(plain(br"\1344\09"), br"\4\09");
+        assert_eq!(unescaped(br"\1344\09"), br"\4\09");
     }
 
     #[test]

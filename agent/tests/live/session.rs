@@ -94,15 +94,56 @@ fn beyond_the_table(recording: &mut Recording) -> std::process::Output {
     output
 }
 
-fn not_followed(recording: &Recording) -> usize {
-    let alerted = |observed: &&breakglass_agent::recorder::source::Observed| matches!(&observed.event.body, Some(Body::Alert(alert)) if alert.code == "process-not-followed");
+fn alerts(recording: &Recording, code: &str) -> usize {
+    let alerted = |observed: &&breakglass_agent::recorder::source::Observed| matches!(&observed.event.body, Some(Body::Alert(alert)) if alert.code == code);
     recording.seen.iter().filter(alerted).count()
+}
+
+fn not_followed(recording: &Recording) -> usize {
+    alerts(recording, "process-not-followed")
+}
+
+#[test]
+fn a_session_with_too_many_processes_gets_no_more() {
+    need_kernel!();
+    let mut recording = Recording::with(|options| options.tag_table = 32);
+    recording.kernel().begin_session(60).unwrap();
+    // Beyond what a table may hold that must have room for those that are killed.
+    let most = 30;
+    let script = "for i in $(seq 40); do sleep 60 & done; wait; echo survived";
+    let mut shell = recording.command("/bin/sh").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+    assert_eq!(shell.wait().unwrap().signal(), Some(SIGKILL));
+    recording.settle();
+    // The shell is gone, and every one of its children is followed.
+    let left = recording.kernel().tagged(60).unwrap();
+    assert_eq!(left.len(), most - 1, "{left:?}");
+    assert_eq!((alerts(&recording, "too-many-processes"), not_followed(&recording)), (1, 0));
+    let counters = recording.kernel().counters().unwrap();
+    assert!(counters.failures.iter().all(|failure| failure.site != "tag-insert"), "{counters:?}");
+    // When some have ended there is room for as many.
+    for process in &left[..2] {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(process.tgid as i32), nix::sys::signal::SIGKILL).unwrap();
+    }
+    let fewer = |recording: &mut Recording, number: usize| {
+        let limit = std::time::Instant::now() + super::harness::DEADLINE;
+        while recording.kernel().tagged(60).unwrap().len() > number {
+            assert!(std::time::Instant::now() < limit, "tags stay");
+            recording.pump(std::time::Duration::from_millis(50));
+        }
+    };
+    fewer(&mut recording, most - 3);
+    assert_eq!(recording.command("/bin/sh").args(["-c", "/bin/echo again; :"]).output().unwrap().stdout, b"again\n");
+    for process in &left[2..] {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(process.tgid as i32), nix::sys::signal::SIGKILL).unwrap();
+    }
+    fewer(&mut recording, 0);
+    recording.kernel().end_session(60).unwrap();
 }
 
 #[test]
 fn what_cannot_be_followed_does_not_run() {
     need_kernel!();
-    let mut recording = Recording::with(|options| options.tag_table = 4);
+    let mut recording = Recording::with(|options| options.tag_table = 1);
     recording.kernel().begin_session(61).unwrap();
     let output = beyond_the_table(&mut recording);
     assert_eq!((output.status.signal(), &output.stdout[..]), (Some(SIGKILL), &b""[..]));

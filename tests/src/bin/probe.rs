@@ -5,6 +5,7 @@
 use std::{
     env,
     ffi::{CString, OsStr, OsString},
+    hint,
     io::{self, Write},
     os::{
         fd::AsRawFd,
@@ -45,6 +46,11 @@ enum Load {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
     },
+    /// Touch every page of so many bytes of fresh memory, which is what most of the time of starting a program goes into; print the same.
+    Memory {
+        /// Bytes. From 32 MiB on the memory is sure to be fresh (mallopt(3), `M_MMAP_THRESHOLD`).
+        bytes: usize,
+    },
     /// Become /bin/true with an argument vector of so many bytes behind its name.
     Large {
         /// Bytes, each argument counted with its end.
@@ -75,6 +81,7 @@ fn main() -> Result<()> {
     match Load::parse() {
         Load::Execs { count, program, rate } => measured(|| execs(count, &program, rate)),
         Load::Command { command } => measured(|| spawn(&command)),
+        Load::Memory { bytes } => measured(|| touch(bytes)),
         Load::Large { bytes } => become_true(&[vec![b"/bin/true".to_vec()], argvs::large(bytes)].concat()),
         Load::Odd => become_true(&argvs::odd()),
         Load::Nameless => become_true(&[]),
@@ -110,6 +117,18 @@ fn execs(count: u64, program: &str, rate: u64) -> Result<()> {
         let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status().context("cannot run it")?;
         ensure!(status.success(), "run {number} ended with {status}");
     }
+    Ok(())
+}
+
+fn touch(bytes: usize) -> Result<()> {
+    const PAGE: usize = 4096;
+    // Page by page, however this machine is set up.
+    nix::sys::prctl::set_thp_disable(true)?;
+    let mut memory = vec![0_u8; bytes];
+    for byte in memory.iter_mut().step_by(PAGE) {
+        *byte = 1;
+    }
+    hint::black_box(&memory);
     Ok(())
 }
 

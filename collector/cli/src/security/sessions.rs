@@ -101,7 +101,7 @@ pub async fn run(args: &SessionsArgs, config: &Config, options: &Options) -> Res
         unreviewed_only: args.unreviewed,
     };
     let answer = desk.client.query.list_sessions(request).await;
-    let v1::ListSessionsResponse { sessions, behind, .. } =
+    let v1::ListSessionsResponse { sessions, behind, more } =
         answer.map_err(|status| desk.client.explain(&status))?.into_inner();
     let printer = &mut desk.printer;
     if printer.is_json() {
@@ -127,7 +127,7 @@ pub async fn run(args: &SessionsArgs, config: &Config, options: &Options) -> Res
     if behind {
         note("The collector is behind: what came in last is not in this list yet. Ask again in a moment.");
     }
-    if let (Some(last), true) = (sessions.last(), sessions.len() == args.limit as usize && !options.json) {
+    if let (Some(last), true) = (sessions.last(), more) {
         note(&format!("There may be more: --before {}", short_id(&last.id)));
     }
     Ok(0)

@@ -1,6 +1,6 @@
-//! What running a program costs: with no agent, beside a whole glass, and inside a session.
+//! What recording costs at a steady rate of programs: processor time, memory, bytes. What it costs each of them: [`crate::overhead`].
 
-use std::{fs, process::Command, thread, time::Duration};
+use std::{fs, thread, time::Duration};
 
 use anyhow::{Context, Result};
 use breakglass_api::{
@@ -9,22 +9,14 @@ use breakglass_api::{
 };
 use breakglass_tests::{
     machine, poll, remains,
-    stack::{Options, Stack, pins},
-    tiny,
+    stack::{Options, Stack},
 };
 use prost::Message;
 
 use crate::{
     Effort,
-    auditd::Auditd,
-    figure::{Budget, Figure, percentile},
+    figure::{Budget, Figure},
 };
-
-/// Rounds of one loop each without agent, at rest and tagged, so that the machine's moods hit all alike.
-const ROUNDS: u64 = 20;
-
-/// Programs run in one loop; about half a second.
-const LOOP: u64 = 500;
 
 /// Below this share of a core an agent that was just started, or has just opened or closed, is done with what that brings.
 const QUIET: f64 = 0.02;
@@ -35,120 +27,6 @@ const PACE: u64 = 1000;
 const PACED: u64 = 10_000;
 const PACED_ROUNDS: u64 = 5;
 
-/// A user that is not the emergency account.
-const BYSTANDER: u32 = 65_534;
-
-/// What recording costs a program. Without a collector: it would share this machine's cores, which it does not do where it matters. Beside it
-/// what auditd costs the same programs, where that can be tried.
-pub fn overhead(effort: Effort) -> Result<Vec<Figure>> {
-    Stack::with(Options { ship: false, ..Options::default() }, |stack| {
-        tiny::write(&stack.path("bin/tiny"))?;
-        let mut measured: [Overhead; LOOPS.len()] = Default::default();
-        for _ in 0..effort.runs(ROUNDS) {
-            stack.agent.stop()?;
-            // What a stopped agent leaves pinned would go on recording.
-            if pins(&stack.run).exists() {
-                fs::remove_dir_all(pins(&stack.run))?;
-            }
-            each(&mut measured, stack, BYSTANDER, |overhead| &mut overhead.none)?;
-            if let Some(auditd) = Auditd::start(&stack.run)? {
-                each(&mut measured, stack, BYSTANDER, |overhead| &mut overhead.auditd)?;
-                auditd.stop()?;
-            }
-            stack.start_agent()?;
-            wait_until_quiet(stack)?;
-            each(&mut measured, stack, BYSTANDER, |overhead| &mut overhead.rest)?;
-            stack.open("measured", "10m")?;
-            wait_until_quiet(stack)?;
-            each(&mut measured, stack, stack.account.uid, |overhead| &mut overhead.tagged)?;
-            stack.close()?;
-            stack.wait_for_state("locked")?;
-        }
-        Ok(LOOPS.iter().zip(measured).flat_map(|(load, overhead)| overhead.figures(load)).collect())
-    })
-}
-
-/// A loop of programs.
-struct Load {
-    name: &'static str,
-    programs: u64,
-    /// At rest and tagged.
-    budgets: [Budget; 2],
-    command: fn(&Stack, u64) -> Vec<String>,
-}
-
-/// Most of what a session costs is by the system call: a program that is linked statically makes few, one of the C library's some forty, and
-/// posix_spawn a hundred more than a shell to start one.
-const LOOPS: [Load; 3] = [
-    Load {
-        name: "a shell's loop, smallest program there is",
-        programs: 6 * LOOP,
-        budgets: [Budget::None, Budget::None],
-        command: |stack, count| shell_loop(&stack.path("bin/tiny").display().to_string(), count),
-    },
-    Load {
-        name: "a shell's loop, 41 system calls each",
-        programs: LOOP,
-        budgets: [Budget::MedianAtMost(0.5), Budget::MedianAtMost(3.0)],
-        command: |_, count| shell_loop("/bin/true", count),
-    },
-    Load {
-        name: "posix_spawn, 173 system calls each",
-        programs: LOOP,
-        budgets: [Budget::None, Budget::None],
-        command: |_, count| vec!["execs".into(), count.to_string()],
-    },
-];
-
-fn shell_loop(program: &str, count: u64) -> Vec<String> {
-    let script = format!("n=0; while [ $n -lt {count} ]; do {program} $n; n=$((n+1)); done");
-    ["command", "/bin/sh", "-c", &script].map(str::to_owned).to_vec()
-}
-
-/// Runs each loop once.
-fn each(
-    measured: &mut [Overhead],
-    stack: &Stack,
-    uid: u32,
-    samples: impl Fn(&mut Overhead) -> &mut Vec<f64>,
-) -> Result<()> {
-    for (load, overhead) in LOOPS.iter().zip(measured) {
-        samples(overhead).push(processor_time(stack, uid, load)?);
-    }
-    Ok(())
-}
-
-/// Processor time a program, microseconds, in rounds.
-#[derive(Default)]
-struct Overhead {
-    none: Vec<f64>,
-    auditd: Vec<f64>,
-    rest: Vec<f64>,
-    tagged: Vec<f64>,
-}
-
-impl Overhead {
-    fn figures(self, load: &Load) -> Vec<Figure> {
-        let against =
-            |with: &[f64]| with.iter().zip(&self.none).map(|(with, none)| (with / none - 1.0) * 100.0).collect();
-        let Load { name, budgets: [at_rest, tagged], .. } = load;
-        let mut sorted = self.none.clone();
-        sorted.sort_by(f64::total_cmp);
-        let spread = (percentile(&sorted, 0.95) / percentile(&sorted, 0.05) - 1.0) * 100.0;
-        let mut figures = vec![
-            Figure::new(format!("exec overhead, glass whole ({name})"), "%", against(&self.rest), *at_rest),
-            Figure::new(format!("exec overhead, tagged, full record ({name})"), "%", against(&self.tagged), *tagged),
-        ];
-        if !self.auditd.is_empty() {
-            let auditd = against(&self.auditd);
-            figures.push(Figure::new(format!("auditd with a rule for execs ({name})"), "%", auditd, Budget::None));
-        }
-        figures.push(Figure::new(format!("without any ({name})"), "µs", self.none, Budget::None));
-        figures.push(Figure::new("spread of that (p5 to p95), to judge by", "%", vec![spread], Budget::None));
-        figures
-    }
-}
-
 /// Waits until the agent has nothing more to do, so that what is measured does not pay for its start.
 pub fn wait_until_quiet(stack: &Stack) -> Result<()> {
     let mut before = machine::cpu_seconds(stack.agent.pid())?;
@@ -158,17 +36,6 @@ pub fn wait_until_quiet(stack: &Stack) -> Result<()> {
         let used = now - std::mem::replace(&mut before, now);
         Ok(used / QUIET_LOOK.as_secs_f64() <= QUIET)
     })
-}
-
-/// Microseconds of processor time for each program of a loop that the probe runs as `uid`, with nothing in its environment. What the kernel
-/// programs take is in it, since they run in the task that they are about; what others do on this machine is not, as it would be in the time
-/// on the clock.
-fn processor_time(stack: &Stack, uid: u32, load: &Load) -> Result<f64> {
-    let mut command = Command::new(machine::program("setpriv")?);
-    command.env_clear().args(["--reuid", &uid.to_string(), "--clear-groups"]).arg(stack.probe());
-    command.args((load.command)(stack, load.programs));
-    let (_, processor) = times(&machine::run(&mut command)?)?;
-    Ok(processor / load.programs as f64 / 1000.0)
 }
 
 /// The two numbers that the probe prints: nanoseconds on the clock, and of processor time.

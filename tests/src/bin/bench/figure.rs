@@ -28,12 +28,17 @@ pub struct Figure {
     p50: f64,
     p95: f64,
     p99: f64,
+    /// How far off the median may well be, where that was asked for; see [`Figure::judged_by_error`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    standard_error: Option<f64>,
     budget: Budget,
     within: Option<bool>,
 }
 
 impl Figure {
     /// A figure from at least one sample, all in `unit`.
+    ///
+    /// `within` is nothing where there is no budget.
     pub fn new(name: impl Into<String>, unit: &'static str, mut samples: Vec<f64>, budget: Budget) -> Self {
         samples.sort_by(f64::total_cmp);
         let [p50, p95, p99] = [0.50, 0.95, 0.99].map(|part| percentile(&samples, part));
@@ -45,8 +50,39 @@ impl Figure {
             Budget::P99AtMost(limit) => Some(p99 <= limit),
             Budget::None => None,
         };
-        Self { name: name.into(), unit, count: samples.len(), p50, p95, p99, budget, within }
+        Self { name: name.into(), unit, count: samples.len(), p50, p95, p99, standard_error: None, budget, within }
     }
+
+    /// As [`Figure::new`], for a median that noise may carry over the budget: it is over only where that is more than two standard errors, and
+    /// neither within nor over where it is less.
+    pub fn judged_by_error(name: impl Into<String>, unit: &'static str, samples: Vec<f64>, budget: Budget) -> Self {
+        let error = error_of_median(&samples);
+        let mut figure = Self { standard_error: Some(error), ..Self::new(name, unit, samples, budget) };
+        if let (Budget::MedianAtMost(limit), Some(false)) = (budget, figure.within)
+            && figure.p50 - 2.0 * error <= limit
+        {
+            figure.within = None;
+        }
+        figure
+    }
+
+    fn verdict(&self) -> &'static str {
+        match (self.within, self.budget) {
+            (Some(true), _) => "ok",
+            (Some(false), _) => "OVER",
+            (None, Budget::None) => "",
+            (None, _) => "noise",
+        }
+    }
+}
+
+/// How far off the median of samples may well be: 1.253 standard deviations over the root of their number, where they are spread normally. The
+/// deviation is taken from the middle half, which strays do not move.
+fn error_of_median(samples: &[f64]) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let deviation = (percentile(&sorted, 0.75) - percentile(&sorted, 0.25)) / 1.349;
+    1.253 * deviation / (samples.len() as f64).sqrt()
 }
 
 /// Nearest rank: the smallest sample that `part` of all do not exceed. Not a number if there is none.
@@ -67,16 +103,19 @@ pub fn table(figures: &[Figure]) -> Table {
             Budget::P99AtMost(limit) => format!("p99 ≤ {limit}"),
             Budget::None => String::new(),
         };
-        let verdict = figure.within.map_or("", |within| if within { "ok" } else { "OVER" });
+        let median = match figure.standard_error {
+            Some(error) => format!("{} ± {}", short(figure.p50), short(error)),
+            None => short(figure.p50),
+        };
         table.add_row([
             figure.name.clone(),
             figure.count.to_string(),
-            short(figure.p50),
+            median,
             short(figure.p95),
             short(figure.p99),
             figure.unit.to_owned(),
             budget,
-            verdict.to_owned(),
+            figure.verdict().to_owned(),
         ]);
     }
     table
@@ -102,6 +141,15 @@ mod tests {
         assert_eq!([0.50, 0.95, 0.99, 1.0].map(|part| percentile(&samples, part)), [50.0, 95.0, 99.0, 100.0]);
         assert_eq!(percentile(&[7.0], 0.99), 7.0);
         assert!(percentile(&[], 0.5).is_nan());
+    }
+
+    #[test]
+    fn noise_is_neither_within_nor_over() {
+        let figure = |samples: &[f64]| Figure::judged_by_error("x", "%", samples.to_vec(), Budget::MedianAtMost(3.0));
+        assert_eq!(figure(&[1.0, 2.0, 9.0]).verdict(), "ok");
+        assert_eq!(figure(&[0.0, 2.0, 4.0, 6.0, 8.0]).verdict(), "noise");
+        assert_eq!(figure(&[3.9, 4.0, 4.0, 4.0, 4.1]).verdict(), "OVER");
+        assert_eq!(Figure::judged_by_error("x", "%", vec![4.0], Budget::None).verdict(), "");
     }
 
     #[test]

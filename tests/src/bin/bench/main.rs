@@ -10,6 +10,7 @@ mod flood;
 mod flow;
 mod ingest;
 mod outage;
+mod overhead;
 mod screen;
 
 use std::{process::ExitCode, thread};
@@ -42,7 +43,7 @@ type Measurement = (&'static str, fn(Effort) -> Result<Vec<Figure>>);
 
 const MEASUREMENTS: &[Measurement] = &[
     ("access", access::measure),
-    ("exec overhead", exec::overhead),
+    ("exec overhead", overhead::measure),
     ("exec load", exec::load),
     ("exec size", exec::size),
     ("flood", flood::measure),

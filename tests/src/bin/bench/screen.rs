@@ -17,9 +17,9 @@ use crate::{
     figure::{Budget, Figure},
 };
 
-/// Pairs of floods, and the size of one, bytes.
-const PAIRS: u64 = 10;
-const FLOOD: usize = 32 << 20;
+/// Pairs of floods, and the size of one, bytes: about an eighth of a second, so that both of a pair find the machine in the same mood.
+const PAIRS: u64 = 60;
+const FLOOD: usize = 8 << 20;
 
 pub fn measure(effort: Effort) -> Result<Vec<Figure>> {
     // Without a collector: it would share this machine's cores, which it does not do where it matters.
@@ -29,20 +29,25 @@ pub fn measure(effort: Effort) -> Result<Vec<Figure>> {
         let keys = stack.run.make("bystander", 0o755)?.join("key.pub");
         fs::copy(stack.key().with_extension("pub"), &keys)?;
         let sshd = Sshd::start(&stack.run, "sshd-bystander", &bystander.name, &Keys::File(keys), true)?;
+        let opened = stack.open("measured", "10m")?;
+        let mut recorded_login = Login::new(stack, &opened)?;
+        let mut plain_login = Login::new(stack, &elsewhere(&bystander, &sshd)?)?;
+        // What an opening brings is over: the agent then looks through the host for what a session may leave behind.
+        exec::wait_until_quiet(stack)?;
         let (mut ratio, mut recorded_rate, mut plain_rate) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..effort.runs(PAIRS) {
-            // What opening and closing bring is over: the agent then looks through the host for what a session may leave behind.
-            exec::wait_until_quiet(stack)?;
-            let plain = flood(stack, &elsewhere(&bystander, &sshd)?)?;
-            let opened = stack.open("measured", "10m")?;
-            exec::wait_until_quiet(stack)?;
-            let recorded = flood(stack, &opened)?;
-            stack.close()?;
-            stack.wait_for_state("locked")?;
+        for pair in 0..effort.runs(PAIRS) {
+            // Either goes first as often, so that neither always finds what the other left to do.
+            let first = if pair % 2 == 0 { plain_login.flood(stack)? } else { recorded_login.flood(stack)? };
+            let second = if pair % 2 == 0 { recorded_login.flood(stack)? } else { plain_login.flood(stack)? };
+            let (plain, recorded) = if pair % 2 == 0 { (first, second) } else { (second, first) };
             ratio.push(recorded / plain);
             recorded_rate.push(recorded);
             plain_rate.push(plain);
         }
+        recorded_login.leave()?;
+        plain_login.leave()?;
+        stack.close()?;
+        stack.wait_for_state("locked")?;
         Ok(vec![
             Figure::new("terminal output, recorded against unrecorded", "×", ratio, Budget::MedianAtLeast(0.95)),
             Figure::new("terminal output, recorded", "MB/s", recorded_rate, Budget::None),
@@ -65,17 +70,29 @@ fn elsewhere(account: &Account, sshd: &Sshd) -> Result<Opened> {
     })
 }
 
-/// Megabytes a second through a login's terminal.
-fn flood(stack: &Stack, opened: &Opened) -> Result<f64> {
-    stack.write_known_hosts(opened)?;
-    let mut terminal: Terminal = stack.login(opened)?;
-    let before = terminal.seen_len();
-    let start = Instant::now();
-    terminal.send(format!("{} flood {FLOOD}; echo fl''ood over\n", stack.probe().display()))?;
-    terminal.expect_within("flood over", poll::EVENTUALLY)?;
-    let rate = (terminal.seen_len() - before) as f64 / 1e6 / start.elapsed().as_secs_f64();
-    terminal.expect(PROMPT_SHOWN)?;
-    terminal.send("exit\n")?;
-    terminal.finish(poll::SOON)?;
-    Ok(rate)
+/// A shell that somebody is logged in to.
+struct Login(Terminal);
+
+impl Login {
+    fn new(stack: &Stack, opened: &Opened) -> Result<Self> {
+        stack.write_known_hosts(opened)?;
+        Ok(Self(stack.login(opened)?))
+    }
+
+    /// Megabytes a second through its terminal.
+    fn flood(&mut self, stack: &Stack) -> Result<f64> {
+        self.0.forget();
+        let start = Instant::now();
+        self.0.send(format!("{} flood {FLOOD}; echo fl''ood over\n", stack.probe().display()))?;
+        self.0.expect_within("flood over", poll::EVENTUALLY)?;
+        let rate = self.0.seen_len() as f64 / 1e6 / start.elapsed().as_secs_f64();
+        self.0.expect(PROMPT_SHOWN)?;
+        Ok(rate)
+    }
+
+    fn leave(mut self) -> Result<()> {
+        self.0.send("exit\n")?;
+        self.0.finish(poll::SOON)?;
+        Ok(())
+    }
 }

@@ -196,8 +196,13 @@ fn device(index: u32) -> String {
 /// The terminals of a session, with the numbers that `replay --terminal` takes.
 pub(in crate::security) fn terminals(session: &v1::Session) -> String {
     let shown = session.terminals.iter().enumerate();
-    let shown = shown.map(|(at, t)| format!("{}: {}, {}", at + 1, device(t.index), bytes(t.output_bytes)));
-    shown.collect::<Vec<_>>().join("  ")
+    let mut shown: Vec<String> =
+        shown.map(|(at, t)| format!("{}: {}, {}", at + 1, device(t.index), bytes(t.output_bytes))).collect();
+    let unlisted = session.terminals_recorded.saturating_sub(session.terminals.len() as u64);
+    if unlisted > 0 {
+        shown.push(format!("and {} more", count(unlisted)));
+    }
+    shown.join("  ")
 }
 
 /// Whether everything that the kernel produced is there.
@@ -229,7 +234,19 @@ fn sum(by_ring: &[u64]) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::device;
+    use breakglass_api::v1;
+
+    use super::{device, terminals};
+
+    #[test]
+    fn terminals_that_are_not_listed_are_counted() {
+        let one = v1::TerminalInfo { output_bytes: 5, ..v1::TerminalInfo::default() };
+        let session =
+            |recorded| v1::Session { terminals: vec![one], terminals_recorded: recorded, ..v1::Session::default() };
+        assert!(!terminals(&session(0)).contains("more"), "an older collector does not say");
+        assert!(!terminals(&session(1)).contains("more"));
+        assert!(terminals(&session(4)).ends_with("and 3 more"), "{}", terminals(&session(4)));
+    }
 
     #[test]
     fn terminals_have_the_names_of_their_devices() {
