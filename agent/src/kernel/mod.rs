@@ -419,8 +419,7 @@ fn take_over(pins: &Pins, options: &Options) -> Result<Option<Started>, KernelEr
     if !pins.complete() {
         return Ok(None);
     }
-    let loaded = |name: &str| pins.program(name).exists();
-    let means = Means { function_exits: loaded("pty_write_exit"), security_hooks: loaded("guard_open") };
+    let means = means_of(pins);
     if options.maximum_tier < Tier::Trace && means.function_exits
         || options.maximum_tier < Tier::Full && means.security_hooks
     {
@@ -447,11 +446,23 @@ fn take_over(pins: &Pins, options: &Options) -> Result<Option<Started>, KernelEr
     Ok(Some(Started { means, verdicts, took_over: true, heart }))
 }
 
+/// What the loaded programs use of the kernel.
+fn means_of(pins: &Pins) -> Means {
+    let loaded = |name: &str| pins.program(name).exists();
+    Means { function_exits: loaded("pty_write_exit"), security_hooks: loaded("guard_open") }
+}
+
 /// Loads the programs, with all that the kernel allows.
 fn load_new(pins: &Pins, options: &Options) -> Result<Started, KernelError> {
+    let predecessor = pins.predecessor();
+    // Programs of an earlier load must not find the agent stopped while this one is made: that takes seconds where the machine is slow.
+    let early = |pins| {
+        let means = means_of(pins);
+        beat(pins, options, means).map(|heart| (means, heart))
+    };
+    let heart = predecessor.as_ref().map(early).transpose()?;
     let offsets = probe::offsets()?;
     let types = load::types()?;
-    let predecessor = pins.predecessor();
     let plan = |means| Plan {
         offsets: &offsets,
         means,
@@ -469,7 +480,8 @@ fn load_new(pins: &Pins, options: &Options) -> Result<Started, KernelError> {
         best = plan(verdicts.means());
         ebpf = load::create(&best)?;
     }
-    let loaded = match load_with(pins, options, &best, ebpf, &types) {
+    let heart = heart.filter(|(means, _)| *means == best.means).map(|(_, heart)| heart);
+    let loaded = match load_with(pins, options, &best, ebpf, &types, heart) {
         Err(KernelError::Program { program, hook, source })
             if PROGRAMS.iter().any(|known| known.name == program && known.attached == Attached::Guard) =>
         {
@@ -477,7 +489,7 @@ fn load_new(pins: &Pins, options: &Options) -> Result<Started, KernelError> {
             tracing::error!(why, "this host is not guarded");
             verdicts.security_hooks = Verdict::Refused(why);
             let unguarded = plan(verdicts.means());
-            load_with(pins, options, &unguarded, load::create(&unguarded)?, &types)
+            load_with(pins, options, &unguarded, load::create(&unguarded)?, &types, None)
         }
         loaded => loaded,
     };
@@ -491,9 +503,12 @@ fn load_with(
     plan: &Plan<'_>,
     ebpf: Ebpf,
     types: &AyaBtf,
+    heart: Option<Heart>,
 ) -> Result<Heart, KernelError> {
-    // Programs of an earlier load must not find the agent stopped while this one loads.
-    let heart = plan.maps_of.map(|pins| beat(pins, options, plan.means)).transpose()?;
+    let heart = match (heart, plan.maps_of) {
+        (None, Some(pins)) => Some(beat(pins, options, plan.means)?),
+        (heart, _) => heart,
+    };
     let filling = pins.begin()?;
     let loaded = load::load(&filling, plan, ebpf, types).and_then(|()| begin(&filling, options, plan, heart));
     match loaded {
