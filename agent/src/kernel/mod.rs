@@ -12,9 +12,10 @@ mod life;
 mod load;
 mod lsm;
 mod maps;
-pub mod mounts;
+pub(crate) mod mounts;
 mod object;
 mod offsets;
+mod options;
 mod pins;
 mod position;
 mod probe;
@@ -25,16 +26,12 @@ mod sequence;
 mod statistics;
 
 use std::{
-    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use aya::{Btf as AyaBtf, Ebpf};
-use breakglass_abi::{
-    Ring, Settings,
-    settings::{NO_UID, SETTING_DENY, SETTING_KILL_UNGRANTED, SETTING_NO_URING},
-};
+use breakglass_abi::{Ring, Settings, settings::NO_UID};
 use rand::RngCore;
 use serde::Serialize;
 
@@ -42,95 +39,17 @@ pub use error::KernelError;
 pub use guard::Belongings;
 pub use life::{Blind, Health, Notice};
 pub use maps::{HelperFailure, ProcessId, Tagger};
+pub use options::{Options, STALE_AFTER, TAG_TABLE};
 pub use probe::{ProbeState, Verdict};
 pub use reader::Reader;
 pub use statistics::ProgramStatistics;
 
-use crate::config::{self, Tier};
+use crate::config::Tier;
 use life::Heart;
-use load::{Plan, Sizes};
+use load::Plan;
 use maps::Maps;
 use object::{Attached, Means, PROGRAMS};
 use pins::Pins;
-
-/// Processes that can be tagged at a time: twice the kernel's usual limit of processes.
-pub const TAG_TABLE: u32 = 65_536;
-/// Age at which the agent's last sign of life means that it has stopped; it gives four a second, and a machine short of processors
-/// or memory can delay a thread by seconds.
-pub const STALE_AFTER: Duration = Duration::from_secs(5);
-
-/// What the kernel side needs to know.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Folder on a bpffs for maps, programs and links.
-    pub pins: PathBuf,
-    /// Uid of the emergency account.
-    pub account_uid: u32,
-    /// Bytes of the audit ring; a power of two of at least a page, as are the others.
-    pub audit_ring: u32,
-    /// Bytes of the witness ring.
-    pub witness_ring: u32,
-    /// Bytes of the bulk ring.
-    pub bulk_ring: u32,
-    /// Processes that can be tagged at a time: [`TAG_TABLE`] but in tests of what happens beyond.
-    pub tag_table: u32,
-    /// No more of the kernel is used than this, whatever it allows.
-    pub maximum_tier: Tier,
-    /// Whether what the account runs while no session is open is killed before it runs.
-    pub kill_ungranted: bool,
-    /// Whether an exec of a session that cannot be recorded does not run.
-    pub deny_unrecorded: bool,
-    /// Whether a task of a session may have a ring of `io_uring`.
-    pub allow_uring: bool,
-    /// Age at which the agent's last sign of life means that it has stopped.
-    pub stale_after: Duration,
-    /// What of this host belongs to the agent.
-    pub belongings: Belongings,
-    /// Hash that stands for the object's own in the name of the pin folder; for tests, to whom two builds are to look different.
-    pub build: Option<String>,
-}
-
-impl Options {
-    /// From the configuration, which has checked the sizes.
-    pub fn new(config: &config::Kernel, account_uid: u32) -> Self {
-        let ring = |bytes: u64| u32::try_from(bytes).unwrap_or(1 << 30);
-        Self {
-            pins: config.pins.clone(),
-            account_uid,
-            audit_ring: ring(config.audit_ring),
-            witness_ring: ring(config.witness_ring),
-            bulk_ring: ring(config.bulk_ring),
-            tag_table: TAG_TABLE,
-            maximum_tier: config.maximum_tier,
-            kill_ungranted: config.ungranted == config::Ungranted::Kill,
-            deny_unrecorded: config.unrecorded == config::Unrecorded::Deny,
-            allow_uring: config.io_uring == config::Unrecorded::Record,
-            stale_after: STALE_AFTER,
-            belongings: Belongings::default(),
-            build: None,
-        }
-    }
-
-    /// What may be used of the kernel.
-    fn means(&self) -> Means {
-        Means { function_exits: self.maximum_tier >= Tier::Trace, security_hooks: self.maximum_tier >= Tier::Full }
-    }
-
-    fn above_maximum(&self) -> Verdict {
-        Verdict::Refused(format!("kernel.maximum_tier is {}", self.maximum_tier))
-    }
-
-    fn pins(&self) -> Pins {
-        match &self.build {
-            Some(build) => Pins::of_build(&self.pins, build),
-            None => Pins::of_this_build(&self.pins),
-        }
-    }
-
-    fn sizes(&self) -> Sizes {
-        Sizes { rings: [self.audit_ring, self.witness_ring, self.bulk_ring], tags: self.tag_table }
-    }
-}
 
 /// What is running.
 #[derive(Clone, Debug, Serialize)]
@@ -437,7 +356,7 @@ fn take_over(pins: &Pins, options: &Options) -> Result<Option<Started>, KernelEr
             load::attach(pins, program)?;
         }
     }
-    heart.health().tell_settings(&mut maps, settings(options, before))?;
+    heart.health().tell_settings(&mut maps, options.settings(before))?;
     heart.attached();
     if heart.health().blind().tracepoints {
         return Err(KernelError::Argument("they are attached and do not run"));
@@ -535,7 +454,7 @@ fn beat(pins: &Pins, options: &Options, means: Means) -> Result<Heart, KernelErr
 fn begin(pins: &Pins, options: &Options, plan: &Plan<'_>, heart: Option<Heart>) -> Result<Heart, KernelError> {
     let mut maps = Maps::open(pins)?;
     let before = maps.settings()?;
-    let fresh = Settings { load: plan.load, load_before: 0, ..settings(options, before) };
+    let fresh = Settings { load: plan.load, load_before: 0, ..options.settings(before) };
     if plan.maps_of.is_none() {
         let mut generation = [0; 16];
         rand::rng().fill_bytes(&mut generation);
@@ -561,21 +480,6 @@ fn begin(pins: &Pins, options: &Options, plan: &Plan<'_>, heart: Option<Heart>) 
 
 fn number_of_load() -> u32 {
     rand::rng().next_u32().max(1)
-}
-
-/// What the programs are told from now on; which session is open, and which load works, stays as it was.
-fn settings(options: &Options, before: Settings) -> Settings {
-    let mut flags = 0;
-    if options.deny_unrecorded {
-        flags |= SETTING_DENY;
-    }
-    if options.kill_ungranted {
-        flags |= SETTING_KILL_UNGRANTED;
-    }
-    if !options.allow_uring {
-        flags |= SETTING_NO_URING;
-    }
-    Settings { account_uid: options.account_uid, flags, ..before }
 }
 
 fn info(pins: &Pins, started: &Started) -> KernelInfo {

@@ -151,7 +151,7 @@ impl States {
     fn figures(&self, at: usize, load: &Load) -> Vec<Figure> {
         let Load { name, budgets: [at_rest, in_session], .. } = load;
         let against = |what: &str, with: &[Taken], budget: Budget| {
-            Figure::judged_by_error(format!("{what} ({name})"), "%", self.against_none(with, at), budget)
+            Figure::with_error(format!("{what} ({name})"), "%", self.against_none(with, at), budget)
         };
         let mut figures = vec![
             against("exec overhead, glass whole", &self.rest, *at_rest),

@@ -37,9 +37,12 @@ pub fn measure(effort: Effort) -> Result<Vec<Figure>> {
         let (mut ratio, mut recorded_rate, mut plain_rate) = (Vec::new(), Vec::new(), Vec::new());
         for pair in 0..effort.runs(PAIRS) {
             // Either goes first as often, so that neither always finds what the other left to do.
-            let first = if pair % 2 == 0 { plain_login.flood(stack)? } else { recorded_login.flood(stack)? };
-            let second = if pair % 2 == 0 { recorded_login.flood(stack)? } else { plain_login.flood(stack)? };
-            let (plain, recorded) = if pair % 2 == 0 { (first, second) } else { (second, first) };
+            let (plain, recorded) = if pair % 2 == 0 {
+                (plain_login.flood(stack)?, recorded_login.flood(stack)?)
+            } else {
+                let recorded = recorded_login.flood(stack)?;
+                (plain_login.flood(stack)?, recorded)
+            };
             ratio.push(recorded / plain);
             recorded_rate.push(recorded);
             plain_rate.push(plain);
